@@ -1,0 +1,39 @@
+# make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
+# make test    pass all tests
+# make lint    ruff and mypy
+# make clean   remove everything that these made
+#
+# Each sets up .venv first if need be. Another Python: make smoke PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Nothing of ours needs more threads than one, and both cores are busy as it is.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: smoke test test-fast lint clean setup
+
+smoke: $(VENV)/.installed
+	$(BIN)/python examples/digit_sort/smoke.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/make_venv.py
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no '$(PYTHON)' here; install Python 3.11 or 3.12, or: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) .ci/make_venv.py $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .smoke build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

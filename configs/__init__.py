@@ -1,0 +1,1 @@
+"""Configuration presets. Installs as ``rl_estimators.configs``."""

@@ -1,0 +1,80 @@
+"""From a loss per token to one number: the five ways that verl names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_estimators.errors import InputError
+from rl_estimators.fields import check_choice
+
+__all__ = ["MODES", "aggregate", "masked_mean"]
+
+MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+_INFO = ("dp_size", "batch_num_tokens", "global_batch_size", "loss_scale_factor")
+
+
+def aggregate(
+    losses: Tensor,
+    mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> Tensor:
+    r"""Reduce a loss per token to a scalar.
+
+    With :math:`n_b` valid tokens in row b, N valid tokens and S rows that have any:
+
+    ==========================  =====================================================
+    ``token-mean``              :math:`\sum_{b,t} L_{bt} / N`
+    ``token-sum``               :math:`\sum_{b,t} L_{bt}`
+    ``seq-mean-token-sum``      :math:`\sum_b \sum_t L_{bt} / S`
+    ``seq-mean-token-sum-norm`` :math:`\sum_b \sum_t L_{bt} / (S \cdot T)`
+    ``seq-mean-token-mean``     :math:`\sum_b (\sum_t L_{bt} / n_b) / S`
+    ==========================  =====================================================
+
+    Departures from verl's ``agg_loss``: NaN at masked positions stays out, a batch without valid tokens gives 0
+    rather than NaN, and a row's mean divides by :math:`n_b` without the added 1e-8.
+
+    Args:
+        losses: ``(B, T)``.
+        mask: ``(B, T)`` bool.
+        loss_agg_mode: One of :data:`MODES`.
+        global_batch_info: What verl's losses get under this name. ``batch_num_tokens`` replaces N,
+            ``global_batch_size`` replaces S and ``loss_scale_factor`` replaces T, so that the sum over
+            micro-batches is the whole batch's loss; ``dp_size`` multiplies, for gradients that are averaged
+            over data-parallel ranks.
+
+    Returns:
+        A 0-dim tensor.
+
+    Raises:
+        InputError: an unknown mode or key, or ``dp_size`` > 1 without the global count it needs.
+    """
+    check_choice("aggregate", "loss_agg_mode", loss_agg_mode, MODES)
+    info = {name: value for name, value in (global_batch_info or {}).items() if value is not None}
+    for name in info:
+        check_choice("aggregate", "a key of global_batch_info", name, _INFO)
+    needs = {"token-mean": "batch_num_tokens", "token-sum": None}.get(loss_agg_mode, "global_batch_size")
+    if info.get("dp_size", 1) > 1 and needs is not None and needs not in info:
+        raise InputError(
+            f"aggregate: {loss_agg_mode!r} with dp_size={info['dp_size']} needs {needs}, over all ranks"
+        )
+
+    losses = torch.where(mask, losses, 0)
+    per_row = mask.sum(-1)
+    if loss_agg_mode == "seq-mean-token-mean":
+        losses = losses / per_row.clamp(min=1)[:, None]
+    total: Tensor = losses.sum() * info.get("dp_size", 1)
+    if loss_agg_mode == "token-mean":
+        total = total / info.get("batch_num_tokens", per_row.sum().clamp(min=1))
+    elif loss_agg_mode != "token-sum":
+        total = total / info.get("global_batch_size", (per_row > 0).sum().clamp(min=1))
+    if loss_agg_mode == "seq-mean-token-sum-norm":
+        total = total / info.get("loss_scale_factor", max(mask.shape[-1], 1))
+    return total
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over valid tokens, detached, 0 when there are none: for metrics."""
+    return torch.where(mask, x.detach(), 0).sum() / mask.sum().clamp(min=1)

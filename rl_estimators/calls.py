@@ -1,0 +1,165 @@
+"""The functions that users and framework adapters call: register, get, list and run, for each registry."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rl_estimators.errors import DefinitionError
+from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Estimate
+
+__all__ = [
+    "estimate",
+    "get_adv_est",
+    "get_policy_loss",
+    "get_value_loss",
+    "list_adv_est",
+    "list_policy_loss",
+    "list_value_loss",
+    "policy_loss",
+    "register_adv_est",
+    "register_policy_loss",
+    "register_value_loss",
+    "value_loss",
+]
+
+register_adv_est = ADV_ESTIMATORS.register
+register_policy_loss = POLICY_LOSSES.register
+register_value_loss = VALUE_LOSSES.register
+list_adv_est = ADV_ESTIMATORS.names
+list_policy_loss = POLICY_LOSSES.names
+list_value_loss = VALUE_LOSSES.names
+
+
+def get_adv_est(name: str) -> Callable[..., Any]:
+    """The function registered as advantage estimator ``name``, unchanged."""
+    return ADV_ESTIMATORS.spec(name).function
+
+
+def get_policy_loss(name: str) -> Callable[..., Any]:
+    """The function registered as policy loss ``name``, unchanged."""
+    return POLICY_LOSSES.spec(name).function
+
+
+def get_value_loss(name: str) -> Callable[..., Any]:
+    """The function registered as value loss ``name``, unchanged."""
+    return VALUE_LOSSES.spec(name).function
+
+
+def estimate(
+    name: str, *, token_level_rewards: Tensor, response_mask: Tensor, **inputs_and_options: Any
+) -> Estimate:
+    """Compute advantages and returns with the estimator ``name``.
+
+    Args:
+        name: One of :func:`list_adv_est`.
+        token_level_rewards: ``(B, T)`` reward of each token.
+        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        **inputs_and_options: Further inputs (see :data:`rl_estimators.fields.FIELDS`) and the estimator's own
+            options. Inputs it does not ask for are left aside, so one call serves every estimator.
+
+    Returns:
+        ``(advantages, returns)``, each ``(B, T)``, 0 on masked positions.
+
+    Raises:
+        UnknownNameError: no such estimator.
+        InputError: an input is missing or does not fit; an option is unknown.
+
+    Example:
+        >>> import rl_estimators, torch
+        >>> rewards, mask = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.ones(2, 2)
+        >>> rl_estimators.estimate("grpo", token_level_rewards=rewards, response_mask=mask, index=["q", "q"],
+        ...     norm_by_std=False).advantages
+        tensor([[ 0.5000,  0.5000],
+                [-0.5000, -0.5000]])
+    """
+    spec = ADV_ESTIMATORS.spec(name)
+    given = {
+        "token_level_rewards": token_level_rewards,
+        "response_mask": response_mask,
+        **inputs_and_options,
+    }
+    result = spec(given)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise DefinitionError(
+            f"advantage estimator {name!r} returned {type(result).__name__}, expected (advantages, returns)"
+        )
+    return Estimate(*result)
+
+
+def policy_loss(
+    name: str,
+    *,
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    **options: Any,
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Compute the policy loss ``name``: a 0-dim tensor to minimise, and metrics as 0-dim tensors.
+
+    Args:
+        name: One of :func:`list_policy_loss`.
+        old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
+        log_prob: ``(B, T)`` log-probabilities in training, with their gradient.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        **options: The loss's own options, ``rollout_is_weights`` and ``global_batch_info``.
+
+    Raises:
+        UnknownNameError: no such loss.
+        InputError: an input is missing or does not fit; an option is unknown.
+    """
+    given = {
+        "old_log_prob": old_log_prob,
+        "log_prob": log_prob,
+        "advantages": advantages,
+        "response_mask": response_mask,
+        "loss_agg_mode": loss_agg_mode,
+        **options,
+    }
+    return _pair("policy loss", name, POLICY_LOSSES.spec(name)(given))
+
+
+def value_loss(
+    name: str,
+    *,
+    vpreds: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    **options: Any,
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Compute the value loss ``name``: a 0-dim tensor to minimise, and metrics as 0-dim tensors.
+
+    Args:
+        name: One of :func:`list_value_loss`.
+        vpreds: ``(B, T)`` the critic's values in training, with their gradient.
+        values: ``(B, T)`` the critic's values when the rollouts were made.
+        returns: ``(B, T)`` the critic's targets.
+        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        **options: The loss's own options, and ``global_batch_info``.
+
+    Raises:
+        UnknownNameError: no such loss.
+        InputError: an input is missing or does not fit; an option is unknown.
+    """
+    given = {
+        "vpreds": vpreds,
+        "values": values,
+        "returns": returns,
+        "response_mask": response_mask,
+        "loss_agg_mode": loss_agg_mode,
+        **options,
+    }
+    return _pair("value loss", name, VALUE_LOSSES.spec(name)(given))
+
+
+def _pair(kind: str, name: str, result: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        raise DefinitionError(f"{kind} {name!r} returned {type(result).__name__}, expected (loss, metrics)")
+    return result[0], result[1]

@@ -1,0 +1,65 @@
+"""GRPO: the mean of the prompt's other samples as baseline.
+
+Source: Shao et al., DeepSeekMath, section 4.1.2, outcome supervision (https://arxiv.org/abs/2402.03300).
+Without the division it is the advantage of Dr. GRPO (Liu et al., https://arxiv.org/abs/2503.20783).
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_estimators import masked
+from rl_estimators.calls import register_adv_est
+from rl_estimators.fields import check_choice, check_range
+from rl_estimators.registry import Estimate
+
+
+@register_adv_est("grpo", source="https://arxiv.org/abs/2402.03300 section 4.1.2")
+def grpo(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: "np.ndarray[Any, Any] | list[Any] | Tensor",
+    norm_by_std: bool = True,
+    epsilon: float = 1e-6,
+    singleton: Literal["zero", "raw"] = "zero",
+) -> Estimate:
+    r"""Give every token of a response the response's standing among its siblings.
+
+    .. math::
+        s_b = \sum_t r_{bt}, \qquad
+        A_{bt} = \frac{s_b - \mathrm{mean}_{g(b)}(s)}{\mathrm{std}_{g(b)}(s) + \epsilon}
+
+    with the unbiased standard deviation over the responses that share b's group g(b).
+
+    Departures from verl 0.9: only rewards of valid tokens count; a group whose scores are all equal gets exactly
+    0, where verl's rounding errors over epsilon reach 1; a group of one gets 0, as nothing is known about how it
+    compares, where verl hands out the raw score; groups are told apart as Python objects, never by number or text.
+
+    Args:
+        token_level_rewards: ``(B, T)``; only the sum over a response's valid tokens matters.
+        response_mask: ``(B, T)``, nonzero on valid tokens.
+        index: ``(B,)`` the prompt of each response, in any order: numpy array, list or integer tensor.
+        norm_by_std: Divide by the group's standard deviation.
+        epsilon: Added to the standard deviation, in units of reward; at least 0.
+        singleton: What a group of one gets: ``"zero"``, or verl's ``"raw"`` score (over 1 + epsilon).
+
+    Returns:
+        Advantages ``(B, T)``, and the same tensor as returns: GRPO has no critic to train.
+
+    Raises:
+        InputError: epsilon below 0 or an unknown ``singleton``.
+    """
+    check_range("grpo", epsilon=epsilon)
+    check_choice("grpo", "singleton", singleton, ("zero", "raw"))
+    rewards, mask, rows = masked.valid(token_level_rewards, response_mask)
+    scores = rewards.sum(-1)
+    centred, std, size = masked.group_moments(scores, masked.group_ids(index, scores.device), rows)
+    if singleton == "raw":
+        alone = rows & (size == 1)
+        centred, std = torch.where(alone, scores, centred), torch.where(alone, 1.0, std)
+    if norm_by_std:
+        centred = torch.where(std > 0, centred / (std + epsilon), 0)
+    advantages = torch.where(mask, centred[:, None], 0)
+    return Estimate(advantages, advantages)

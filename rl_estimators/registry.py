@@ -1,0 +1,265 @@
+"""Named estimators and losses, and what each of them needs, as its signature says.
+
+A function declares its needs the way a pytest test declares fixtures: a parameter named after one of
+:data:`~rl_estimators.fields.FIELDS` is an input, required unless it has a default; any other parameter is an
+option and needs a default (but for ``gamma`` and ``lam``, which every framework sets). ``config`` and
+``**kwargs`` mean what they mean in verl, so a function written for verl's ``register_adv_est`` registers here
+as it is.
+"""
+
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from rl_estimators.errors import (
+    DefinitionError,
+    DuplicateNameError,
+    EntryPointError,
+    InputError,
+    UnknownNameError,
+)
+from rl_estimators.fields import FIELDS, SETTINGS, as_index, check
+from rl_estimators.hints import did_you_mean
+
+__all__ = [
+    "ADV_ESTIMATORS",
+    "POLICY_LOSSES",
+    "VALUE_LOSSES",
+    "Config",
+    "Estimate",
+    "Registry",
+    "Spec",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Estimate(NamedTuple):
+    """What an advantage estimator returns; unpacks like verl's ``(advantages, returns)``."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class Config(dict[str, Any]):
+    """Stands in for verl's ``config.algorithm``: options readable as items, attributes and by ``get``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"no option {name!r} was given; given: {', '.join(self) or 'none'}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One registered function and what its signature says.
+
+    Attributes:
+        name: The name it is registered under.
+        function: The function, unchanged.
+        source: The paper or code it follows.
+        required: Inputs it cannot do without.
+        optional: Inputs it takes if they are there.
+        options: Its other parameters and their defaults.
+        takes_config: It has a parameter ``config``.
+        takes_any: It has ``**kwargs``.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    source: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    options: Mapping[str, Any]
+    takes_config: bool = False
+    takes_any: bool = False
+
+    def __call__(self, given: Mapping[str, Any]) -> Any:
+        """Check what is given, hand the function what it asked for, return what it returns.
+
+        ``given`` holds inputs and options by name. An input that is None counts as absent; one that nobody
+        asked for is left aside. ``index`` arrives as a numpy array, whatever was given: verl-style functions
+        look groups up by ``index[i]``, which for a tensor's elements never matches.
+
+        Raises:
+            InputError: an input is missing or does not fit; an option is unknown.
+        """
+        inputs = {name: value for name, value in given.items() if name in FIELDS and value is not None}
+        asked = (
+            inputs if self.takes_any else {n: inputs[n] for n in self.required + self.optional if n in inputs}
+        )
+        check(self.name, asked, self.required)
+        if "index" in asked:
+            asked = {**asked, "index": as_index(asked["index"])}
+        return self.function(**asked, **self._options(given))
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in given.items() if name not in FIELDS}
+        config = given.pop("config", None)
+        named = {name: value for name, value in given.items() if name in self.options}
+        other = {name: value for name, value in given.items() if name not in self.options}
+        for name in self.options:
+            if self.options[name] is inspect.Parameter.empty and name not in named:
+                named[name] = SETTINGS[name]
+        if self.takes_config:
+            named["config"] = Config({**SETTINGS, **given}) if config is None else config
+            other = {} if config is None else other
+        if other and not self.takes_any:
+            known = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+            unknown = next(iter(other))
+            hint = did_you_mean(unknown, [*self.options, *self.required, *self.optional])
+            raise InputError(f"{self.name} has no option {unknown!r}.{hint} Its options: {known}.")
+        return named | other
+
+
+class Registry:
+    """Functions of one kind by name, plus those that other distributions offer as entry points.
+
+    Attributes:
+        kind: What is registered here, for messages.
+        group: The entry-point group of other distributions' offers.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._specs: dict[str, Spec] = {}
+        self._loaded: set[str] = set()  # names whose function came through an entry point
+        self._listeners: list[Callable[[str], None]] = []
+
+    def register(self, name: str, *, source: str = "") -> Callable[[F], F]:
+        """Decorator that registers a function under ``name`` and returns it unchanged.
+
+        Raises:
+            DuplicateNameError: another function has this name.
+            DefinitionError: a parameter is neither a known input nor an option with a default.
+        """
+
+        def decorator(function: F) -> F:
+            known = self._specs.get(name)
+            if known is not None and _where(known.function) != _where(function):  # a reload may repeat itself
+                raise DuplicateNameError(
+                    f"{self.kind} {name!r} is already {_where(known.function)}; "
+                    f"register {_where(function)} under another name"
+                )
+            self._specs[name] = _read(self.kind, name, function, source)
+            for listener in self._listeners:
+                listener(name)
+            return function
+
+        return decorator
+
+    def spec(self, name: str) -> Spec:
+        """The spec of ``name``, importing the distribution that offers it if need be.
+
+        Raises:
+            UnknownNameError: nobody has registered or offers it.
+            DuplicateNameError: several distributions offer it, or one offers what is registered here.
+            EntryPointError: the distribution that offers it cannot be imported.
+        """
+        offers = self._offers.get(name, [])
+        if name not in self._specs and len(offers) == 1:
+            self._load(name, offers[0])
+        self._refuse_rivals(name, offers)
+        if name not in self._specs:
+            hint = did_you_mean(name, self.names())
+            raise UnknownNameError(
+                f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(self.names())}."
+            )
+        return self._specs[name]
+
+    def names(self) -> list[str]:
+        """All names, registered or on offer, sorted. Imports nothing."""
+        return sorted({*self._specs, *self._offers})
+
+    def subscribe(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener(name)`` for every name there is and, once per registration, for each to come."""
+        for name in self.names():
+            listener(name)
+        if listener not in self._listeners:
+            self._listeners.append(listener)
+
+    @functools.cached_property
+    def _offers(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
+        """Other distributions' entry points by name; read once, for it searches every installed package."""
+        offers: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        for offer in importlib.metadata.entry_points(group=self.group):
+            offers.setdefault(offer.name, []).append(offer)
+        return offers
+
+    def _load(self, name: str, offer: importlib.metadata.EntryPoint) -> None:
+        try:
+            function = offer.load()
+        except Exception as error:
+            raise EntryPointError(
+                f"{self.kind} {name!r} is offered by {_distribution(offer)} as {offer.value!r}, which cannot be "
+                f"imported: {type(error).__name__}: {error}"
+            ) from error
+        if name not in self._specs:  # importing it may have run our decorator
+            self.register(name)(function)
+        self._loaded.add(name)
+
+    def _refuse_rivals(self, name: str, offers: list[importlib.metadata.EntryPoint]) -> None:
+        owners = [f"{offer.value} of {_distribution(offer)}" for offer in offers]
+        known = self._specs.get(name)
+        if (
+            known is not None
+            and name not in self._loaded
+            and known.function.__module__ not in {o.module for o in offers}
+        ):
+            owners.insert(0, _where(known.function))
+        if len(owners) > 1:
+            raise DuplicateNameError(
+                f"{self.kind} {name!r} has several owners: {'; '.join(owners)}. Keep one."
+            )
+
+
+def _read(kind: str, name: str, function: Callable[..., Any], source: str) -> Spec:
+    """Read off a signature what a function needs."""
+    required: list[str] = []
+    optional: list[str] = []
+    options: dict[str, Any] = {}
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        has_default = parameter.default is not parameter.empty
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise DefinitionError(
+                f"{kind} {name!r}: {parameter.name!r} is positional-only; inputs come by name"
+            )
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == "config":
+            continue
+        if parameter.name in FIELDS:
+            (optional if has_default else required).append(parameter.name)
+        elif has_default or parameter.name in SETTINGS:
+            options[parameter.name] = parameter.default
+        else:
+            raise DefinitionError(
+                f"{kind} {name!r}: parameter {parameter.name!r} is no known input, and an option needs a default."
+                f"{did_you_mean(parameter.name, FIELDS)} Known inputs: {', '.join(FIELDS)}."
+            )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return Spec(
+        name, function, source, (*required,), (*optional,), options, "config" in parameters, takes_any
+    )
+
+
+def _where(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}:{name}"
+
+
+def _distribution(offer: importlib.metadata.EntryPoint) -> str:
+    return f"distribution {offer.dist.name!r}" if offer.dist else "an unknown distribution"
+
+
+ADV_ESTIMATORS = Registry("advantage estimator", "rl_estimators.adv_estimators")
+POLICY_LOSSES = Registry("policy loss", "rl_estimators.policy_losses")
+VALUE_LOSSES = Registry("value loss", "rl_estimators.value_losses")

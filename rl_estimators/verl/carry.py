@@ -1,0 +1,42 @@
+"""Rewards that sit on masked tokens.
+
+verl puts a trajectory's score on its last token. After a tool call that token may be the tool's output, which
+the policy did not write and the mask leaves out. The estimators do not look there, so the score is carried to
+the last token before it that the policy did write.
+"""
+
+import torch
+from torch import Tensor
+
+from rl_estimators.masked import as_mask
+from rl_estimators.metrics import count
+
+__all__ = ["carry_rewards"]
+
+
+def carry_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
+    """Move each finite reward on a masked token to the last valid token before it, else to the first after it.
+
+    Counted in metrics: ``carried_rewards``; ``ignored_rewards``, which are not finite (padding is) or belong to
+    a response without any valid token.
+
+    Args:
+        rewards: ``(B, T)``; not changed.
+        response_mask: ``(B, T)``, nonzero on valid tokens.
+
+    Returns:
+        ``(B, T)``; the same tensor if there is nothing to carry.
+    """
+    mask = as_mask(response_mask)
+    stray = ~mask & (rewards != 0)  # NaN != 0
+    movable = stray & torch.isfinite(rewards) & mask.any(-1, keepdim=True)
+    count("carried_rewards", lambda: movable.sum())
+    count("ignored_rewards", lambda: (stray & ~movable).sum())
+    if not movable.any():
+        return rewards
+    positions = torch.arange(rewards.shape[-1], device=rewards.device)
+    before = torch.where(mask, positions, -1).cummax(-1).values
+    first = mask.int().argmax(-1, keepdim=True)
+    target = torch.where(before >= 0, before, first)
+    kept = torch.where(movable, 0, rewards)
+    return kept.scatter_add(-1, target, torch.where(movable, rewards, 0))

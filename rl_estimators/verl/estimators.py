@@ -1,0 +1,90 @@
+"""Our estimators in verl's registry: verl's calling convention on one side, ours on the other.
+
+An estimator's options come from verl's configuration: ``algorithm.gamma``, ``algorithm.lam``,
+``algorithm.norm_adv_by_std_in_grpo`` (our ``norm_by_std``), and everything else from
+``+algorithm.adv_estimator_kwargs.NAME=VALUE``, which wins.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from rl_estimators.calls import estimate
+from rl_estimators.errors import InputError
+from rl_estimators.metrics import collect_metrics
+from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
+from rl_estimators.verl import step_metrics
+from rl_estimators.verl.carry import carry_rewards
+
+__all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer"]
+
+PREFIX = "rle_"  # verl treats gae, grpo and remax specially by name; under this prefix the name is ours alone
+OPTIONS_KEY = "adv_estimator_kwargs"
+_CORE_ALGOS = "verl.trainer.ppo.core_algos"
+
+
+def offer(core_algos: ModuleType) -> None:
+    """Register every estimator of ours in verl, and each one that is registered with us later."""
+    ADV_ESTIMATORS.subscribe(_offer_one)
+
+
+def _offer_one(name: str) -> None:
+    """Under its own name where verl has none, and always under the prefixed one."""
+    core_algos = sys.modules[_CORE_ALGOS]
+    adapter = as_verl(name)
+    for alias in (name, PREFIX + name):
+        taken = core_algos.ADV_ESTIMATOR_REGISTRY.get(alias)
+        if taken is None or (alias != name and taken != adapter):  # the latter: let verl name both owners
+            core_algos.register_adv_est(alias)(adapter)
+
+
+@functools.cache
+def as_verl(name: str) -> Callable[..., Estimate]:
+    """The estimator ``name`` as a function that takes what verl's ``compute_advantage`` passes."""
+
+    def estimator(
+        token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **inputs: Any
+    ) -> Estimate:
+        spec = ADV_ESTIMATORS.spec(name)
+        with collect_metrics() as metrics:
+            result = estimate(
+                name,
+                token_level_rewards=carry_rewards(token_level_rewards, response_mask),
+                response_mask=response_mask,
+                **inputs,
+                **_options(spec, config),
+            )
+        step_metrics.add(metrics)
+        return result
+
+    estimator.__name__ = estimator.__qualname__ = PREFIX + name
+    return estimator
+
+
+def _options(spec: Spec, config: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if config is None:
+        return options
+    if spec.takes_config:
+        options["config"] = config
+    theirs = {"gamma": "gamma", "lam": "lam", "norm_by_std": "norm_adv_by_std_in_grpo"}
+    for ours, key in theirs.items():
+        if ours in spec.options and config.get(key) is not None:
+            options[ours] = config.get(key)
+    return options | _own_options(config)
+
+
+def _own_options(config: Any) -> dict[str, Any]:
+    own = config.get(OPTIONS_KEY)
+    if own is None:
+        return {}
+    if not isinstance(own, Mapping) and not hasattr(own, "items"):
+        raise InputError(
+            f"algorithm.{OPTIONS_KEY} is {own!r}, expected options by name: "
+            f"+algorithm.{OPTIONS_KEY}.NAME=VALUE, see `rl-estimators list`"
+        )
+    return {str(name): value for name, value in own.items()}

@@ -1,0 +1,291 @@
+"""Registration, look-up, and every message they give."""
+
+import importlib.metadata
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import rl_estimators
+from rl_estimators import errors
+from rl_estimators.errors import (
+    DefinitionError,
+    DuplicateNameError,
+    EntryPointError,
+    InputError,
+    UnknownNameError,
+)
+from rl_estimators.registry import ADV_ESTIMATORS, Registry
+
+
+@pytest.fixture
+def registry():
+    return Registry("advantage estimator", "rl_estimators.offered_by_nobody")
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A name in the real registry for the length of one test."""
+
+    def register(function):
+        specs = ADV_ESTIMATORS._specs
+        monkeypatch.setattr(ADV_ESTIMATORS, "_specs", dict(specs))
+        rl_estimators.register_adv_est("mine")(function)
+        return function
+
+    return register
+
+
+def batch(**change):
+    inputs = {
+        "token_level_rewards": torch.tensor([[0.0, 1.0], [0.0, 3.0]]),
+        "response_mask": torch.ones(2, 2, dtype=torch.bool),
+        "index": np.array(["q", "q"], dtype=object),
+    }
+    return {name: value for name, value in {**inputs, **change}.items() if value is not None}
+
+
+class TestSignatures:
+    def test_needs_are_read_off(self, registry):
+        @registry.register("mine", source="a paper")
+        def mine(
+            token_level_rewards, response_mask, values=None, *, gamma, beta=0.5, config=None, **kwargs
+        ): ...
+
+        spec = registry.spec("mine")
+        assert spec.function is mine
+        assert spec.source == "a paper"
+        assert spec.required == ("token_level_rewards", "response_mask")
+        assert spec.optional == ("values",)
+        assert list(spec.options) == ["gamma", "beta"]
+        assert spec.takes_config
+        assert spec.takes_any
+
+    def test_unknown_parameter_without_default(self, registry):
+        def mine(token_level_rewards, reward_baseline): ...
+
+        message = "advantage estimator 'mine': parameter 'reward_baseline' is no known input, .* a default. "
+        with pytest.raises(DefinitionError, match=message + "Did you mean 'reward_baselines'?"):
+            registry.register("mine")(mine)
+
+    def test_positional_only(self, registry):
+        def mine(token_level_rewards, /): ...
+
+        with pytest.raises(
+            DefinitionError, match="'token_level_rewards' is positional-only; inputs come by name"
+        ):
+            registry.register("mine")(mine)
+
+    @pytest.mark.verl
+    @pytest.mark.filterwarnings("ignore")
+    def test_all_of_verls_own_register_unchanged(self, registry):
+        core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+        theirs = {
+            name: function
+            for name, function in core_algos.ADV_ESTIMATOR_REGISTRY.items()
+            if function.__module__ == core_algos.__name__
+        }
+        assert len(theirs) >= 14
+        for name, function in theirs.items():
+            assert registry.register(name)(function) is function
+
+    @pytest.mark.verl
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_function_of_verls_runs_through_estimate(self, registered):
+        """Scores 1 and 3: the leave-one-out baseline of each is the other."""
+        core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+        registered(core_algos.compute_rloo_outcome_advantage)
+        result = rl_estimators.estimate("mine", **batch(index=torch.tensor([4, 4])))
+        assert result.advantages.tolist() == [[-2.0, -2.0], [2.0, 2.0]]
+
+    @pytest.mark.verl
+    @pytest.mark.filterwarnings("ignore")
+    def test_verls_config_is_stood_in_for(self, registered):
+        """With gamma 0 each token's return is its own reward."""
+        core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+        registered(core_algos.compute_reinforce_plus_plus_outcome_advantage)
+        inputs = batch(response_mask=torch.ones(2, 2))
+        assert rl_estimators.estimate("mine", **inputs, gamma=0.0).returns.tolist() == [
+            [0.0, 1.0],
+            [0.0, 3.0],
+        ]
+
+
+class TestNames:
+    def test_unknown(self):
+        message = "no advantage estimator is named 'gpro'. Did you mean 'grpo'\\? Known: gae, grpo, reinforce_pp, remax."
+        with pytest.raises(UnknownNameError, match=message):
+            rl_estimators.get_adv_est("gpro")
+
+    def test_duplicate(self, registry):
+        def first(token_level_rewards): ...
+        def second(token_level_rewards): ...
+
+        registry.register("mine")(first)
+        with pytest.raises(
+            DuplicateNameError, match=r"'mine' is already .*first; register .*second under another"
+        ):
+            registry.register("mine")(second)
+
+    def test_the_same_function_again_is_a_reload(self, registry):
+        def mine(token_level_rewards): ...
+
+        assert registry.register("mine")(mine) is registry.register("mine")(mine)
+
+    def test_lists(self):
+        assert rl_estimators.list_adv_est() == ["gae", "grpo", "reinforce_pp", "remax"]
+        assert rl_estimators.list_policy_loss() == ["ppo_clip"]
+        assert rl_estimators.list_value_loss() == ["clipped", "mse"]
+
+    def test_get_returns_the_function_itself(self):
+        from rl_estimators.estimators import gae
+        from rl_estimators.policy_losses import ppo_clip
+        from rl_estimators.value_losses import mse
+
+        assert rl_estimators.get_adv_est("gae") is gae
+        assert rl_estimators.get_policy_loss("ppo_clip") is ppo_clip
+        assert rl_estimators.get_value_loss("mse") is mse
+
+    def test_listeners_hear_of_names_old_and_new_once(self, registry):
+        heard = []
+        registry.register("old")(lambda token_level_rewards: None)
+        registry.subscribe(heard.append)
+        registry.register("new")(lambda token_level_rewards: None)
+        assert heard == ["old", "new"]
+
+
+class TestInputs:
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("grpo", {"index": None}, r"grpo is missing index\n  index: which prompt .*\n    in verl: .*\n    in TRL: "),
+            ("gae", {}, r"gae is missing values\n  values: the critic's value .*\n    in verl: .*\n    in TRL: "),
+            ("grpo", {"index": ["q"]}, "grpo: index has B=1, but token_level_rewards has B=2"),
+            ("grpo", {"index": [["q"], ["q", "r"]][:1]}, "index has B=1"),
+            ("grpo", {"index": torch.zeros(2)}, "grpo: index has dtype torch.float32, expected integers"),
+            ("grpo", {"index": np.zeros(2)}, "grpo: index has dtype float64, expected strings or integers"),
+            ("grpo", {"index": torch.zeros(2, 1).long()}, r"grpo: index has shape \(2, 1\), expected \(B,\)"),
+            ("grpo", {"index": "qq"}, "grpo: index is a str, expected a torch.Tensor, a numpy array or a list"),
+            ("gae", {"values": torch.zeros(2, 3)}, "gae: values has T=3, but token_level_rewards has T=2"),
+            ("gae", {"values": torch.zeros(2)}, r"gae: values has shape \(2,\), expected \(B, T\)"),
+            ("gae", {"values": torch.zeros(2, 2).long()}, "gae: values has dtype torch.int64, expected a floating dtype"),
+            ("gae", {"values": [[0, 0]]}, "gae: values is a list, expected a torch.Tensor"),
+            (
+                "gae",
+                {"response_mask": torch.full((2, 2), 0.5), "values": torch.zeros(2, 2)},
+                "gae: response_mask has dtype torch.float32 and holds 0.5, expected bool, or 0 and 1 in an integer",
+            ),
+            ("grpo", {"epsilom": 1.0}, "grpo has no option 'epsilom'. Did you mean 'epsilon'\\? Its options: norm_by_std"),
+            ("grpo", {"epsilon": -1.0}, r"grpo: epsilon is -1.0, expected a number in \[0, inf\]"),
+            ("grpo", {"singleton": "zer"}, "singleton is 'zer', expected one of zero, raw. Did you mean 'zero'?"),
+            ("reinforce_pp", {"gamma": 1.5}, r"reinforce_pp: gamma is 1.5, expected a number in \[0, 1\]"),
+            ("gae", {"values": torch.zeros(2, 2), "lam": -0.1}, r"gae: lam is -0.1, expected a number in \[0, 1\]"),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_named(self, name, change, message):
+        with pytest.raises(InputError, match=message):
+            rl_estimators.estimate(name, **batch(**change))
+
+    def test_inputs_nobody_asked_for_are_left_aside(self):
+        one = rl_estimators.estimate("grpo", **batch())
+        other = rl_estimators.estimate(
+            "grpo", **batch(values=torch.zeros(2, 2), reward_baselines=torch.zeros(2))
+        )
+        assert torch.equal(one.advantages, other.advantages)
+
+    def test_none_counts_as_absent(self):
+        with pytest.raises(InputError, match="gae is missing values"):
+            rl_estimators.estimate("gae", **batch(), values=None)
+
+    @pytest.mark.parametrize(
+        "index", [["1", "01"], [1, "1"], torch.tensor([10**12, 0]), np.array(["a", "b"])]
+    )
+    def test_index_arrives_as_an_array_and_groups_by_object(self, registered, index):
+        seen = []
+
+        @registered
+        def mine(token_level_rewards, response_mask, index):
+            seen.append(index)
+            return token_level_rewards, token_level_rewards
+
+        rl_estimators.estimate("mine", **batch(index=index))
+        assert isinstance(seen[0], np.ndarray)
+        assert len({*seen[0].tolist()}) == 2
+        assert (rl_estimators.estimate("grpo", **batch(index=index)).advantages == 0).all()
+
+    def test_no_pair_returned(self, registered):
+        registered(lambda token_level_rewards, response_mask: token_level_rewards)
+        with pytest.raises(
+            DefinitionError, match=r"'mine' returned Tensor, expected \(advantages, returns\)"
+        ):
+            rl_estimators.estimate("mine", **batch())
+
+    def test_a_loss_that_returns_no_metrics(self, monkeypatch):
+        from rl_estimators.registry import VALUE_LOSSES
+
+        monkeypatch.setattr(VALUE_LOSSES, "_specs", dict(VALUE_LOSSES._specs))
+        rl_estimators.register_value_loss("mine")(lambda vpreds, loss_agg_mode="token-mean": vpreds.sum())
+        zero = torch.zeros(1, 1)
+        with pytest.raises(
+            DefinitionError, match=r"value loss 'mine' returned Tensor, expected \(loss, metrics\)"
+        ):
+            rl_estimators.value_loss("mine", vpreds=zero, values=zero, returns=zero, response_mask=zero)
+
+
+def offered(monkeypatch, tmp_path, **values):
+    """A registry to which other distributions offer; their module is written here."""
+    (tmp_path / "somebody.py").write_text(
+        "def good(token_level_rewards, response_mask):\n    return token_level_rewards, token_level_rewards\n"
+    )
+    (tmp_path / "somebody_broken.py").write_text("import nothing_of_that_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("advantage estimator", "rl_estimators.adv_estimators")
+    registry.__dict__["_offers"] = {
+        name: [importlib.metadata.EntryPoint(name, value, registry.group) for value in targets]
+        for name, targets in values.items()
+    }
+    return registry
+
+
+class TestOffers:
+    def test_imported_only_when_asked_for(self, monkeypatch, tmp_path):
+        registry = offered(monkeypatch, tmp_path, good=["somebody:good"])
+        assert registry.names() == ["good"]
+        assert "somebody" not in sys.modules
+        assert registry.spec("good").required == ("token_level_rewards", "response_mask")
+        assert registry.spec("good") is registry.spec("good")
+        monkeypatch.delitem(sys.modules, "somebody")
+
+    def test_cannot_be_imported(self, monkeypatch, tmp_path):
+        registry = offered(monkeypatch, tmp_path, bad=["somebody_broken:bad"])
+        message = (
+            "'bad' is offered by .* as 'somebody_broken:bad', which cannot be imported: ModuleNotFoundError"
+        )
+        with pytest.raises(EntryPointError, match=message):
+            registry.spec("bad")
+
+    def test_two_distributions_offer_one_name(self, monkeypatch, tmp_path):
+        registry = offered(monkeypatch, tmp_path, good=["somebody:good", "else_:good"])
+        with pytest.raises(
+            DuplicateNameError, match=r"'good' has several owners: somebody:good .*; else_:good .*Keep one"
+        ):
+            registry.spec("good")
+
+    def test_an_offer_against_a_registered_name(self, monkeypatch, tmp_path):
+        registry = offered(monkeypatch, tmp_path, good=["somebody:good"])
+
+        @registry.register("good")
+        def mine(token_level_rewards): ...
+
+        with pytest.raises(DuplicateNameError, match=r"several owners: .*mine; somebody:good"):
+            registry.spec("good")
+
+
+def test_every_error_survives_pickling():
+    for name in errors.__all__:
+        error = getattr(errors, name)("what was wrong")
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert str(copy) == "what was wrong"
