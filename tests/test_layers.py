@@ -20,6 +20,7 @@ LAYERS = (
     {"estimators", "policy_losses", "value_losses"},
     {"doctor", "verl"},
     {"cli"},
+    {"__main__"},
 )
 FRAMEWORKS = {"verl", "trl", "ray", "transformers", "hydra", "omegaconf", "accelerate"}
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]

@@ -1,0 +1,75 @@
+"""Post-import callbacks, on modules written for the purpose."""
+
+import importlib
+import sys
+
+import pytest
+
+from rl_estimators import imports
+from rl_estimators.imports import when_imported
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of an importable module that is not imported; what the test armed is forgotten afterwards."""
+    (tmp_path / "rle_waited_for.py").write_text("number = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(imports, "_callbacks", {})
+    yield "rle_waited_for"
+    sys.modules.pop("rle_waited_for", None)
+
+
+def test_called_once_the_body_has_run(module):
+    seen = []
+    when_imported(module, lambda m: seen.append(m.number))
+    assert seen == []
+    assert module not in sys.modules
+    importlib.import_module(module)
+    assert seen == [1]
+
+
+def test_called_at_once_if_loaded(module):
+    importlib.import_module(module)
+    seen = []
+    when_imported(module, lambda m: seen.append(m.__name__))
+    assert seen == [module]
+
+
+def test_called_again_on_reload_and_for_each_callback(module):
+    seen = []
+    when_imported(module, lambda m: seen.append("a"))
+    when_imported(module, lambda m: seen.append("b"))
+    importlib.reload(importlib.import_module(module))
+    assert seen == ["a", "b", "a", "b"]
+
+
+def test_what_a_callback_raises_leaves_the_import_statement(module):
+    def refuse(loaded):
+        raise ValueError("not like this")
+
+    when_imported(module, refuse)
+    with pytest.raises(ValueError, match="not like this"):
+        importlib.import_module(module)
+
+
+def test_a_half_imported_module_is_refused(module, tmp_path):
+    (tmp_path / "rle_waited_for.py").write_text(
+        "from rl_estimators.imports import when_imported\nwhen_imported(__name__, print)\n"
+    )
+    with pytest.raises(
+        ImportError, match="cannot wait for 'rle_waited_for': its import is already under way"
+    ):
+        importlib.import_module(module)
+
+
+def test_a_module_that_does_not_exist_stays_missing(module):
+    when_imported("rle_nowhere", print)
+    with pytest.raises(ModuleNotFoundError, match="rle_nowhere"):
+        importlib.import_module("rle_nowhere")
+
+
+def test_source_and_loader_stay_visible(module):
+    when_imported(module, lambda m: None)
+    import inspect
+
+    assert inspect.getsource(importlib.import_module(module)) == "number = 1\n"
