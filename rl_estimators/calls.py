@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl_estimators.errors import DefinitionError
@@ -54,12 +55,12 @@ def estimate(
     Args:
         name: One of :func:`list_adv_est`.
         token_level_rewards: ``(B, T)`` reward of each token.
-        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
         **inputs_and_options: Further inputs (see :data:`rl_estimators.fields.FIELDS`) and the estimator's own
             options. Inputs it does not ask for are left aside, so one call serves every estimator.
 
     Returns:
-        ``(advantages, returns)``, each ``(B, T)``, 0 on masked positions.
+        ``(advantages, returns)``, each ``(B, T)``, 0 on masked positions, without a gradient.
 
     Raises:
         UnknownNameError: no such estimator.
@@ -79,7 +80,8 @@ def estimate(
         "response_mask": response_mask,
         **inputs_and_options,
     }
-    result = spec(given)
+    with torch.no_grad():  # an advantage is a weight: no gradient may leak through the critic's values
+        result = spec(given)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise DefinitionError(
             f"advantage estimator {name!r} returned {type(result).__name__}, expected (advantages, returns)"
@@ -104,7 +106,7 @@ def policy_loss(
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
         log_prob: ``(B, T)`` log-probabilities in training, with their gradient.
         advantages: ``(B, T)``.
-        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         **options: The loss's own options, ``rollout_is_weights`` and ``global_batch_info``.
 
@@ -140,7 +142,7 @@ def value_loss(
         vpreds: ``(B, T)`` the critic's values in training, with their gradient.
         values: ``(B, T)`` the critic's values when the rollouts were made.
         returns: ``(B, T)`` the critic's targets.
-        response_mask: ``(B, T)``, nonzero on the tokens the policy wrote.
+        response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         **options: The loss's own options, and ``global_batch_info``.
 

@@ -41,7 +41,7 @@ _BT = ("B", "T")
 _ALWAYS = "always there"
 FIELDS: Mapping[str, Field] = {
     "token_level_rewards": Field(_BT, "float", "reward of each token", _ALWAYS, _ALWAYS),
-    "response_mask": Field(_BT, "mask", "nonzero on tokens the policy wrote", _ALWAYS, _ALWAYS),
+    "response_mask": Field(_BT, "mask", "1 on the tokens the policy wrote, 0 elsewhere", _ALWAYS, _ALWAYS),
     "index": Field(
         ("B",), "index", "which prompt each response answers", "the batch's `uid`, always there",
         "a prompt's `num_generations` completions, always there",
@@ -123,7 +123,8 @@ def as_index(index: "np.ndarray[Any, Any] | Sequence[Any] | Tensor") -> "np.ndar
         return index.detach().cpu().numpy()
     if isinstance(index, np.ndarray):
         return index
-    return np.fromiter(index, dtype=object, count=len(index))
+    names = (name.item() if isinstance(name, Tensor) else name for name in index)  # tensors hash by identity
+    return np.fromiter(names, dtype=object, count=len(index))
 
 
 def check_range(owner: str, low: float = 0.0, high: float = float("inf"), **options: float | None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
 
 __all__ = ["Valid", "as_mask", "group_ids", "group_moments", "select", "valid", "whiten"]
@@ -94,10 +95,8 @@ def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torc
     Two responses share a group when their entries in ``index`` are equal as Python objects: "1", "01" and 1 are
     three groups.
     """
-    if isinstance(index, (Tensor, np.ndarray)):
-        index = index.tolist()
     numbers: dict[Any, int] = {}
-    ids = [numbers.setdefault(name, len(numbers)) for name in index]
+    ids = [numbers.setdefault(name, len(numbers)) for name in as_index(index).tolist()]
     return torch.tensor(ids, dtype=torch.long, device=device)
 
 

@@ -53,7 +53,7 @@ def next_valid(x: Tensor, mask: Tensor) -> Tensor:
 def _recursion(x: Tensor, mask: Tensor, discount: float) -> Tensor:
     """One fused multiply-add a step, on columns laid out as rows: strided columns would miss the cache."""
     steps = x.t().contiguous()
-    decays = torch.where(mask, discount, 1.0).to(x.dtype).t().contiguous()
+    decays = torch.ones_like(steps).masked_fill_(mask.t(), discount)
     for t in range(len(steps) - 2, -1, -1):
         steps[t].addcmul_(decays[t], steps[t + 1])
     return steps.t()

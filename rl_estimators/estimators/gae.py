@@ -40,7 +40,7 @@ def gae(
     Args:
         token_level_rewards: ``(B, T)`` reward of each token.
         values: ``(B, T)`` the critic's value before each token, in units of reward.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         gamma: Discount per valid token, in [0, 1].
         lam: Lambda, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.

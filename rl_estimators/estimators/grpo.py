@@ -39,7 +39,7 @@ def grpo(
 
     Args:
         token_level_rewards: ``(B, T)``; only the sum over a response's valid tokens matters.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         index: ``(B,)`` the prompt of each response, in any order: numpy array, list or integer tensor.
         norm_by_std: Divide by the group's standard deviation.
         epsilon: Added to the standard deviation, in units of reward; at least 0.

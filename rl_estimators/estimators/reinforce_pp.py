@@ -31,7 +31,7 @@ def reinforce_pp(token_level_rewards: Tensor, response_mask: Tensor, gamma: floa
 
     Args:
         token_level_rewards: ``(B, T)`` reward of each token, KL penalty included.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         gamma: Discount per valid token, in [0, 1].
 
     Returns:

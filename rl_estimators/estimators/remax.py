@@ -27,7 +27,7 @@ def remax(
 
     Args:
         token_level_rewards: ``(B, T)`` reward of each token.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         reward_baselines: ``(B,)`` total reward of the greedy response to each response's prompt.
         gamma: Discount per valid token, in [0, 1]; the paper has 1.
 

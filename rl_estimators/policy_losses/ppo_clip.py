@@ -45,7 +45,7 @@ def ppo_clip(
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
         log_prob: ``(B, T)`` log-probabilities in training; the loss is differentiable in them alone.
         advantages: ``(B, T)``.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         clip_ratio_low: :math:`\epsilon_{low}`, in [0, 1].
         clip_ratio_high: :math:`\epsilon_{high}`, at least 0.
@@ -64,9 +64,9 @@ def ppo_clip(
     check_range("ppo_clip", clip_ratio_high=clip_ratio_high)
     check_range("ppo_clip", low=1.0, clip_ratio_c=clip_ratio_c)
     mask = as_mask(response_mask)
-    log_ratio = select(log_prob, mask, old_log_prob) - select(old_log_prob, mask, log_prob)
+    log_ratio = select(log_prob, mask, old_log_prob) - select(old_log_prob.detach(), mask, log_prob)
     ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    gain = select(advantages, mask, log_ratio)
+    gain = select(advantages.detach(), mask, log_ratio)
 
     plain = -gain * ratio
     clipped = -gain * ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
@@ -81,5 +81,5 @@ def ppo_clip(
         metrics["pg_clipfrac_lower"] = masked_mean((losses > bound).float(), mask)
         losses = torch.minimum(losses, bound)
     if rollout_is_weights is not None:
-        losses = losses * select(rollout_is_weights, mask, losses)
+        losses = losses * select(rollout_is_weights.detach(), mask, losses)
     return aggregate(losses, mask, loss_agg_mode, global_batch_info), metrics

@@ -37,7 +37,7 @@ def clipped(
         vpreds: ``(B, T)`` values in training, in units of reward.
         values: ``(B, T)`` values when the rollouts were made.
         returns: ``(B, T)`` targets.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         cliprange_value: c, at least 0, in units of reward.
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
@@ -51,8 +51,8 @@ def clipped(
     """
     check_range("clipped", cliprange_value=cliprange_value)
     mask = as_mask(response_mask)
-    new, old = select(vpreds, mask, values, returns), select(values, mask, vpreds, returns)
-    target = select(returns, mask, vpreds, values)
+    new, old = select(vpreds, mask, values, returns), select(values.detach(), mask, vpreds, returns)
+    target = select(returns.detach(), mask, vpreds, values)
     near = torch.clamp(new, old - cliprange_value, old + cliprange_value)
     plain, bounded = (new - target).square(), (near - target).square()
     metrics = {

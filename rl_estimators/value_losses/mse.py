@@ -26,7 +26,7 @@ def mse(
     Args:
         vpreds: ``(B, T)`` values in training, in units of reward.
         returns: ``(B, T)`` targets.
-        response_mask: ``(B, T)``, nonzero on valid tokens.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
 
@@ -37,7 +37,7 @@ def mse(
         InputError: an unknown ``loss_agg_mode``.
     """
     mask = as_mask(response_mask)
-    error = select(vpreds, mask, returns) - select(returns, mask, vpreds)
+    error = select(vpreds, mask, returns) - select(returns.detach(), mask, vpreds)
     return aggregate(0.5 * error.square(), mask, loss_agg_mode, global_batch_info), {
         "vpred_mean": masked_mean(vpreds, mask)
     }

@@ -80,3 +80,25 @@ def test_metrics_are_detached_scalars():
     )  # fmt: skip
     assert loss.requires_grad
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+
+
+def test_only_the_policy_in_training_gets_a_gradient():
+    inputs = {
+        name: torch.ones(1, 2, requires_grad=True) for name in ("old_log_prob", "log_prob", "advantages")
+    }
+    weights = torch.ones(1, 2, requires_grad=True)
+    mask = torch.ones(1, 2)
+    rl_estimators.policy_loss("ppo_clip", **inputs, response_mask=mask, rollout_is_weights=weights)[
+        0
+    ].backward()
+    assert inputs["log_prob"].grad.tolist() == [[-0.5, -0.5]]
+    assert [inputs["old_log_prob"].grad, inputs["advantages"].grad, weights.grad] == [None] * 3
+
+
+@pytest.mark.parametrize("name", ["clipped", "mse"])
+def test_only_the_critic_in_training_gets_a_gradient(name):
+    inputs = {name: torch.full((1, 1), 2.0, requires_grad=True) for name in ("vpreds", "values")}
+    returns = torch.ones(1, 1, requires_grad=True)
+    rl_estimators.value_loss(name, **inputs, returns=returns, response_mask=torch.ones(1, 1))[0].backward()
+    assert inputs["vpreds"].grad.tolist() == [[1.0]]
+    assert [inputs["values"].grad, returns.grad] == [None, None]

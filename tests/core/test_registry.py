@@ -215,6 +215,15 @@ class TestInputs:
         assert len({*seen[0].tolist()}) == 2
         assert (rl_estimators.estimate("grpo", **batch(index=index)).advantages == 0).all()
 
+    def test_tensors_in_a_list_are_told_apart_by_what_they_hold(self):
+        """As Python objects two tensors are never equal, and every response would stand alone."""
+        listed = rl_estimators.estimate("grpo", **batch(index=list(torch.tensor([4, 4]))))
+        assert (listed.advantages != 0).all()
+
+    def test_no_gradient_leaks_through_the_values(self):
+        values = torch.zeros(2, 2, requires_grad=True)
+        assert not rl_estimators.estimate("gae", **batch(values=values)).returns.requires_grad
+
     def test_no_pair_returned(self, registered):
         registered(lambda token_level_rewards, response_mask: token_level_rewards)
         with pytest.raises(
