@@ -1,6 +1,7 @@
 # make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
 # make test    pass all tests
 # make lint    ruff and mypy
+# make upstream   which hooks fit which releases of verl
 # make clean   remove everything that these made
 #
 # Each sets up .venv first if need be. Another Python: make smoke PYTHON=python3.12
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint clean setup
+.PHONY: smoke test test-fast lint upstream clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
@@ -26,6 +27,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+upstream: $(VENV)/.installed
+	$(BIN)/python .ci/upstream.py $(or $(RELEASES),0.8.0 0.9.0 0.9.1)
 
 setup: $(VENV)/.installed
 

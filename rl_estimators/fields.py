@@ -48,7 +48,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "values": Field(
         _BT, "float", "the critic's value before each token",
-        "`critic.enable=True`; verl 0.9 hands them to its own `gae` only",
+        "`critic.enable=True`, or leave it unset: asking for values switches the critic on",
         "a trainer with a critic; pass them to `estimate` yourself until then",
     ),
     "reward_baselines": Field(
@@ -58,11 +58,11 @@ FIELDS: Mapping[str, Field] = {
     ),
     "old_log_probs": Field(
         _BT, "float", "log-probabilities under the policy before the update",
-        "in the batch, handed to its own estimators only", "`_get_per_token_logps_and_entropies`",
+        "always there", "`_get_per_token_logps_and_entropies`",
     ),
     "ref_log_prob": Field(
         _BT, "float", "log-probabilities under the reference policy",
-        "`algorithm.use_kl_in_reward=True` or `actor.use_kl_loss=True`", "`beta` other than 0",
+        "`algorithm.use_kl_in_reward=True` or `actor_rollout_ref.actor.use_kl_loss=True`", "`beta` other than 0",
     ),
     "rollout_log_probs": Field(
         _BT, "float", "log-probabilities under the policy that sampled",
@@ -70,11 +70,11 @@ FIELDS: Mapping[str, Field] = {
     ),
     "rollout_is_weights": Field(
         _BT, "float", "importance weights from the sampling policy to the old one",
-        "`algorithm.rollout_correction`", "`vllm_importance_sampling_correction=True`",
+        "`algorithm.rollout_correction.rollout_is` and `rollout.calculate_log_probs=True`", "`vllm_importance_sampling_correction=True`",
     ),
     "sum_pi_squared": Field(
         _BT, "float", "sum over the vocabulary of the squared probabilities",
-        "`actor_rollout_ref.actor.calculate_sum_pi_squared=True`", "not available",
+        "`actor_rollout_ref.actor.calculate_sum_pi_squared=True` and `trainer.use_v1=False`", "not available",
     ),
     "old_log_prob": Field(
         _BT, "float", "log-probabilities under the policy before the update", _ALWAYS, _ALWAYS
@@ -87,9 +87,9 @@ FIELDS: Mapping[str, Field] = {
     "vpreds": Field(
         _BT, "float", "the critic's values in training, with their gradient", "with a critic", "with a critic"
     ),
-    "batch": Field((), "any", "verl's tensors of the batch", "given to `gdpo` only", "not available"),
+    "batch": Field((), "any", "verl's tensors of the batch", _ALWAYS, "not available"),
     "non_tensor_batch": Field(
-        (), "any", "verl's other columns of the batch", "given to `gdpo` only", "not available"
+        (), "any", "verl's other columns of the batch", _ALWAYS, "not available"
     ),
 }  # fmt: skip
 

@@ -121,13 +121,13 @@ def report() -> list[Status]:
 
 
 def require(name: str, *, purpose: str) -> None:
-    """Refuse to go on unless the patch ``name`` is applied.
+    """Refuse to go on unless the patch ``name`` is applied, or will be when its module is imported.
 
     Raises:
         PatchError: it is not; the message names ``purpose``, the state, what was expected and found.
     """
     status = _statuses.get(name)
-    if status is None or status.state is not State.APPLIED:
+    if status is None or status.state not in (State.APPLIED, State.PENDING):
         found = f"{status}" if status else f"{name}: not installed"
         raise PatchError(f"{purpose} needs a hook that is not in force. {found}. See `rl-estimators doctor`.")
 

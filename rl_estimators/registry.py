@@ -99,9 +99,14 @@ class Spec:
         check(self.name, asked, self.required)
         if "index" in asked:
             asked = {**asked, "index": as_index(asked["index"])}
-        return self.function(**asked, **self._options(given))
+        return self.function(**asked, **self.options_from(given))
 
-    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def options_from(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function gets beside its inputs.
+
+        Raises:
+            InputError: an option is unknown.
+        """
         given = {name: value for name, value in given.items() if name not in FIELDS}
         config = given.pop("config", None)
         named = {name: value for name, value in given.items() if name in self.options}

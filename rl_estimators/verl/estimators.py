@@ -7,7 +7,7 @@ An estimator's options come from verl's configuration: ``algorithm.gamma``, ``al
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +17,10 @@ from rl_estimators.calls import estimate
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
-from rl_estimators.verl import step_metrics
+from rl_estimators.verl import batch, step_metrics
 from rl_estimators.verl.carry import carry_rewards
 
-__all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer"]
+__all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
 
 PREFIX = "rle_"  # verl treats gae, grpo and remax specially by name; under this prefix the name is ours alone
 OPTIONS_KEY = "adv_estimator_kwargs"
@@ -49,15 +49,12 @@ def as_verl(name: str) -> Callable[..., Estimate]:
     def estimator(
         token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **inputs: Any
     ) -> Estimate:
-        spec = ADV_ESTIMATORS.spec(name)
+        given = {**batch.inputs(), **inputs, **options(ADV_ESTIMATORS.spec(name), config)}
+        given["token_level_rewards"] = token_level_rewards
+        given["response_mask"] = response_mask
         with collect_metrics() as metrics:
-            result = estimate(
-                name,
-                token_level_rewards=carry_rewards(token_level_rewards, response_mask),
-                response_mask=response_mask,
-                **inputs,
-                **_options(spec, config),
-            )
+            given["token_level_rewards"] = carry_rewards(token_level_rewards, response_mask)
+            result = estimate(name, **given)
         step_metrics.add(metrics)
         return result
 
@@ -65,26 +62,38 @@ def as_verl(name: str) -> Callable[..., Estimate]:
     return estimator
 
 
-def _options(spec: Spec, config: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def spec_of(alias: str) -> Spec | None:
+    """What the estimator that verl knows as ``alias`` needs; None if it is not one of ours.
+
+    Raises:
+        EntryPointError, DuplicateNameError: it is, and its owner cannot be imported or has a rival.
+    """
+    function = sys.modules[_CORE_ALGOS].ADV_ESTIMATOR_REGISTRY.get(alias)
+    for name in (alias, alias.removeprefix(PREFIX)):
+        if name in ADV_ESTIMATORS.names() and function is as_verl(name):
+            return ADV_ESTIMATORS.spec(name)
+    return None
+
+
+def options(spec: Spec, config: Any) -> dict[str, Any]:
+    """The options that verl's ``algorithm`` configuration holds for an estimator.
+
+    Raises:
+        InputError: ``adv_estimator_kwargs`` is no mapping.
+    """
+    found: dict[str, Any] = {}
     if config is None:
-        return options
+        return found
     if spec.takes_config:
-        options["config"] = config
+        found["config"] = config
     theirs = {"gamma": "gamma", "lam": "lam", "norm_by_std": "norm_adv_by_std_in_grpo"}
     for ours, key in theirs.items():
         if ours in spec.options and config.get(key) is not None:
-            options[ours] = config.get(key)
-    return options | _own_options(config)
-
-
-def _own_options(config: Any) -> dict[str, Any]:
+            found[ours] = config.get(key)
     own = config.get(OPTIONS_KEY)
-    if own is None:
-        return {}
-    if not isinstance(own, Mapping) and not hasattr(own, "items"):
+    if own is not None and not hasattr(own, "items"):
         raise InputError(
             f"algorithm.{OPTIONS_KEY} is {own!r}, expected options by name: "
             f"+algorithm.{OPTIONS_KEY}.NAME=VALUE, see `rl-estimators list`"
         )
-    return {str(name): value for name, value in own.items()}
+    return found | {str(name): value for name, value in (own or {}).items()}

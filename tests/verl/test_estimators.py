@@ -75,7 +75,7 @@ def test_options_that_are_no_mapping(core_algos):
         advantages("rle_grpo", [[1.0]], [[1]], ["a"], adv_estimator_kwargs=3)
 
 
-def test_what_verl_does_not_hand_over_is_named(core_algos):
+def test_what_the_batch_lacks_is_named(core_algos):
     with pytest.raises(InputError, match=r"gae is missing values\n .*\n    in verl: "):
         advantages("rle_gae", [[1.0]], [[1]])
 

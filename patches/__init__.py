@@ -1,0 +1,31 @@
+"""One file per hook into upstream code. Installs as ``rl_estimators.patches``; nothing imports it by statement.
+
+Each file holds a `Patch`: what it replaces, what it was reviewed against, and when it can go.
+"""
+
+if __name__ != "rl_estimators.patches":
+    raise ImportError(f"imported as {__name__!r}: install the package and use rl_estimators.patches")
+
+from . import (
+    verl_cpu_critic_attention,
+    verl_cpu_offload_policy,
+    verl_cpu_process_group,
+    verl_inputs,
+    verl_metrics,
+    verl_need_critic,
+    verl_sessions,
+    verl_trl_value_head,
+    verl_value_head_error,
+)
+
+VERL = (
+    verl_trl_value_head.PATCH,
+    verl_value_head_error.PATCH,
+    verl_need_critic.PATCH,
+    verl_inputs.PATCH,
+    verl_sessions.PATCH,
+    verl_metrics.PATCH,
+    verl_cpu_process_group.PATCH,
+    verl_cpu_critic_attention.PATCH,
+    verl_cpu_offload_policy.PATCH,
+)

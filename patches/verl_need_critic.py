@@ -1,0 +1,30 @@
+"""Asking for values switches the critic on, and what cannot work is said before anything starts.
+
+`need_critic` is the one function that every trainer of verl calls with the whole configuration before it builds
+anything, first of all in `main_ppo` itself, before Ray is started.
+"""
+
+from typing import Any
+
+from rl_estimators.patching import Function, Patch
+from rl_estimators.verl import start
+
+
+def wrap(original: Function) -> Function:
+    def need_critic(config: Any) -> bool:
+        return start.prepare(config) or bool(original(config))
+
+    return need_critic
+
+
+PATCH = Patch(
+    name="verl_need_critic",
+    distribution="verl",
+    releases=">=0.9,<0.10",
+    module="verl.trainer.ppo.utils",
+    attribute="need_critic",
+    signature="(config)",
+    upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/utils.py#L96",
+    remove_when="verl asks the estimator's signature whether it needs a critic",
+    wrap=wrap,
+)

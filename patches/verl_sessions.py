@@ -1,0 +1,34 @@
+"""Every group estimator of ours counts a session once, as verl does for the name `grpo` only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rl_estimators.patching import Function, Patch
+from rl_estimators.verl import sessions
+
+
+def wrap(original: Function) -> Function:
+    def compute_advantage_for_multi_trajectories(
+        data: Any, batch_keys: Sequence[str], adv_estimator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not sessions.is_group_estimator(str(getattr(adv_estimator, "value", adv_estimator))):
+            return original(data, batch_keys, adv_estimator, *args, **kwargs)
+        return sessions.compute(original, data, batch_keys, adv_estimator, *args, **kwargs)
+
+    return compute_advantage_for_multi_trajectories
+
+
+PATCH = Patch(
+    name="verl_sessions",
+    distribution="verl",
+    releases=">=0.9,<0.10",
+    module="verl.trainer.ppo.v1.utils",
+    attribute="compute_advantage_for_multi_trajectories",
+    signature=(
+        "(data, batch_keys, adv_estimator, gamma=1.0, lam=1.0, num_repeat=1, norm_adv_by_std_in_grpo=True, "
+        "config=None)"
+    ),
+    upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/utils.py#L148",
+    remove_when="verl reduces sessions for every estimator that takes `index`",
+    wrap=wrap,
+)

@@ -1,0 +1,138 @@
+"""What verl's configuration asks for and cannot get is said by `need_critic`, before anything starts."""
+
+import pytest
+import torch
+
+import rl_estimators
+from rl_estimators import patching
+from rl_estimators.errors import InputError, PatchError, UnknownNameError
+from rl_estimators.registry import ADV_ESTIMATORS
+
+pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def compose():
+    """verl's real configuration with overrides, as `main_ppo` would have it."""
+    pytest.importorskip("verl.trainer.ppo.utils")
+    from hydra import compose, initialize_config_module
+
+    def with_overrides(*overrides):
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose("ppo_trainer", overrides=list(overrides))
+
+    return with_overrides
+
+
+def need_critic(config):
+    from verl.trainer.ppo.utils import need_critic
+
+    return need_critic(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("rle_gae", True), ("gae", True), ("reinforce_pp", False), ("rle_grpo", False), ("grpo", False)]
+)  # fmt: skip
+def test_the_critic_follows_the_signature(compose, name, wanted):
+    assert need_critic(compose(f"algorithm.adv_estimator={name}")) is wanted
+
+
+def test_critic_may_be_asked_for_anyway(compose):
+    assert need_critic(compose("algorithm.adv_estimator=rle_grpo", "critic.enable=True")) is True
+
+
+def test_no_critic_and_an_estimator_that_needs_one(compose):
+    message = r"adv_estimator=rle_gae needs values \(the critic's value before each token\), which .* not provide; set"
+    with pytest.raises(InputError, match=message):
+        need_critic(compose("algorithm.adv_estimator=rle_gae", "critic.enable=False"))
+
+
+def test_unknown_estimator(compose):
+    message = (
+        r"algorithm.adv_estimator=reinforce_p: no such estimator. Did you mean 'reinforce_pp'\? Known: gae, "
+    )
+    with pytest.raises(UnknownNameError, match=message):
+        need_critic(compose("algorithm.adv_estimator=reinforce_p"))
+
+
+def test_unknown_option(compose):
+    with pytest.raises(InputError, match=r"grpo has no option 'epsilom'. Did you mean 'epsilon'\?"):
+        need_critic(compose("algorithm.adv_estimator=rle_grpo", "+algorithm.adv_estimator_kwargs.epsilom=1"))
+
+
+@pytest.fixture
+def asks_for(compose, monkeypatch):
+    """An estimator that asks for one more input, registered for the length of the test."""
+    from verl.trainer.ppo import core_algos
+
+    def register(field):
+        monkeypatch.setattr(ADV_ESTIMATORS, "_specs", dict(ADV_ESTIMATORS._specs))
+        monkeypatch.setattr(core_algos, "ADV_ESTIMATOR_REGISTRY", dict(core_algos.ADV_ESTIMATOR_REGISTRY))
+        scope = {}
+        exec(f"def asks(token_level_rewards, response_mask, {field}):\n return {field}, {field}", scope)
+        rl_estimators.register_adv_est("asks")(scope["asks"])
+
+    return register
+
+
+ROLLOUT = "actor_rollout_ref.rollout.calculate_log_probs=True"
+
+
+@pytest.mark.parametrize(
+    ("field", "provided_by"),
+    [
+        ("ref_log_prob", ["algorithm.use_kl_in_reward=True"]),
+        ("ref_log_prob", ["actor_rollout_ref.actor.use_kl_loss=True"]),
+        ("rollout_log_probs", [ROLLOUT]),
+        ("rollout_is_weights", [ROLLOUT, "algorithm.rollout_correction.rollout_is=token"]),
+        (
+            "sum_pi_squared",
+            ["actor_rollout_ref.actor.calculate_sum_pi_squared=True", "trainer.use_v1=False"],
+        ),
+    ],
+)
+def test_inputs_that_depend_on_the_configuration(compose, asks_for, field, provided_by):
+    asks_for(field)
+    assert need_critic(compose("algorithm.adv_estimator=asks", *provided_by)) is False
+    without = "actor_rollout_ref.rollout.calculate_log_probs=False"
+    message = rf"adv_estimator=asks needs {field} \(.*\), which this configuration does not provide; set"
+    with pytest.raises(InputError, match=message):
+        need_critic(compose("algorithm.adv_estimator=asks", without))
+
+
+def test_old_log_probs_are_always_there(compose, asks_for):
+    asks_for("old_log_probs")
+    assert need_critic(compose("algorithm.adv_estimator=asks")) is False
+
+
+def test_a_hook_that_drifted_is_named_by_those_who_need_it(compose, monkeypatch):
+    """And by nobody else: reinforce_pp goes on."""
+    (status,) = (status for status in patching.report() if status.patch.name == "verl_inputs")
+    drifted = patching.Status(status.patch, patching.State.DRIFTED, "expected (data), found (batch)")
+    monkeypatch.setitem(patching._statuses, "verl_inputs", drifted)
+    need_critic(compose("algorithm.adv_estimator=reinforce_pp"))
+    message = (
+        r"adv_estimator=rle_gae needs a hook .* verl_inputs: drifted.*expected \(data\), found \(batch\)"
+    )
+    with pytest.raises(PatchError, match=message):
+        need_critic(compose("algorithm.adv_estimator=rle_gae"))
+
+
+def test_what_verl_has_reaches_the_estimator(compose, asks_for):
+    """Every column of the batch, through verl's `compute_advantage`."""
+    from omegaconf import OmegaConf
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    for i, field in enumerate(("values", "old_log_probs", "ref_log_prob", "rollout_log_probs")):
+        asks_for(field)
+        column = torch.full((1, 2), float(i))
+        tensors = {"token_level_rewards": torch.zeros(1, 2), "response_mask": torch.ones(1, 2), field: column}
+        data = compute_advantage(DataProto.from_dict(tensors=tensors), "asks", config=OmegaConf.create({}))
+        assert torch.equal(data.batch["advantages"], column)
+
+
+def test_outside_of_verls_call_there_is_no_batch():
+    from rl_estimators.verl import batch
+
+    assert batch.inputs() == {}
