@@ -86,6 +86,6 @@ def names():
 print("NAMES", *ray.get(names.remote()))
 """
     with tempfile.TemporaryDirectory(prefix="rle") as short:  # Ray's sockets allow 107 characters
-        result, names = run(code, short, RAY_USAGE_STATS_ENABLED="0")
+        result, names = run(code, short, HOME=short, RAY_USAGE_STATS_ENABLED="0")
     assert names, result.stderr
     assert {"reinforce_pp", "rle_grpo"} <= {*names}
