@@ -1,6 +1,6 @@
 """Make the virtual environment that the Makefile uses: ``python3 .ci/make_venv.py FOLDER``.
 
-Runs on any Python, so that a wrong one is told what is wrong before anything is installed.
+Runs on any Python 3, so that a wrong one is told what is wrong before anything is installed.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ def refuse_unfit_machine(folder):
     """Say what is missing while nothing has been touched."""
     low, high = WANTED
     if not low <= tuple(sys.version_info[:2]) < high:
-        others = [name for name in ("python3.12", "python3.11", "python3.10") if shutil.which(name)]
+        others = [name for name in ("python3.12", "python3.11", "python3.10") if works(name)]
         hint = "run: make %s PYTHON=%s" % ("smoke", others[0]) if others else "install Python 3.11 or 3.12"
         sys.exit(
             "setup: this is Python %d.%d, and verl 0.9 needs one from %d.%d to %d.%d; %s"
@@ -60,18 +60,22 @@ def refuse_unfit_machine(folder):
         sys.exit("setup: %.1f GB of disk are free, the packages need %d GB" % (free, FREE_GB))
 
 
+def works(python):
+    """Whether a command of that name runs; pyenv leaves shims that do not."""
+    return shutil.which(python) and subprocess.call([python, "-c", ""], stderr=subprocess.DEVNULL) == 0
+
+
 def watch(command, log, started):
     """Run ``command`` into a log and show on one line what it is doing."""
     shown = 0.0
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
+    with open(log, "w") as out, subprocess.Popen(command, **piped) as process:
         for line in process.stdout:
             out.write(line)
             doing = line.strip().split(" (")[0][:70]
             pause = 0.2 if sys.stdout.isatty() else 10.0
-            if time.time() - shown > pause and doing.startswith(
-                ("Collecting", "Downloading", "Installing", "Build")
-            ):
+            known = doing.startswith(("Collecting", "Downloading", "Installing", "Build"))
+            if known and time.time() - shown > pause:
                 shown = time.time()
                 step("%3d s  %s" % (shown - started, doing), end="" if sys.stdout.isatty() else "\n")
     if sys.stdout.isatty():
