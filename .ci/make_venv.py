@@ -66,21 +66,29 @@ def works(python):
 
 
 def watch(command, log, started):
-    """Run ``command`` into a log and show on one line what it is doing."""
-    shown = 0.0
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
-    with open(log, "w") as out, subprocess.Popen(command, **piped) as process:
-        for line in process.stdout:
-            out.write(line)
-            doing = line.strip().split(" (")[0][:70]
-            pause = 0.2 if sys.stdout.isatty() else 10.0
-            known = doing.startswith(("Collecting", "Downloading", "Installing", "Build"))
-            if known and time.time() - shown > pause:
-                shown = time.time()
-                step("%3d s  %s" % (shown - started, doing), end="" if sys.stdout.isatty() else "\n")
-    if sys.stdout.isatty():
+    """Run ``command`` into a log and keep saying on one line what it is doing."""
+    rewrites = sys.stdout.isatty()
+    said = 0.0
+    with open(log, "w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None:
+            time.sleep(0.3)
+            if time.time() - said > (0.2 if rewrites else 10.0):
+                said = time.time()
+                step("%3d s  %s" % (said - started, doing(log)), end="" if rewrites else "\n")
+    if rewrites:
         sys.stdout.write("\r\033[K")
-    return process.wait()
+    return process.returncode
+
+
+def doing(log):
+    """The last thing that pip said it does."""
+    with open(log) as lines:
+        said = [
+            line.strip()
+            for line in lines
+            if line.strip().startswith(("Collect", "Download", "Install", "Build"))
+        ]
+    return said[-1].split(" (")[0].split(": ")[0][:70] if said else "starting pip"
 
 
 def step(text, end="\n"):

@@ -24,7 +24,7 @@ def test_wrong_python(make_venv, monkeypatch, tmp_path):
     ):
         make_venv.main(str(tmp_path / "venv"))
     monkeypatch.setattr(make_venv, "works", lambda name: False)
-    with pytest.raises(SystemExit, match="install Python 3.11 or 3.12"):
+    with pytest.raises(SystemExit, match=r"install Python 3.11 or 3.12"):
         make_venv.main(str(tmp_path / "venv"))
     assert not (tmp_path / "venv").exists()
 
@@ -46,9 +46,11 @@ def test_no_room(make_venv, monkeypatch, tmp_path):
         make_venv.main(str(tmp_path / "venv"))
 
 
-def test_pip_fails(make_venv, tmp_path, capfd):
+def test_pip_is_watched(make_venv, tmp_path, capfd):
     log = tmp_path / "install.log"
-    code = make_venv.watch(["sh", "-c", "echo Collecting something; echo ERROR: none; exit 3"], str(log), 0.0)
+    code = make_venv.watch(
+        ["sh", "-c", "echo Collecting a '(from b)'; echo ERROR: none; sleep 1; exit 3"], str(log), 0.0
+    )
     assert code == 3
-    assert log.read_text() == "Collecting something\nERROR: none\n"
-    assert "setup: " in capfd.readouterr().out
+    assert log.read_text() == "Collecting a (from b)\nERROR: none\n"
+    assert " s  Collecting a\n" in capfd.readouterr().out
