@@ -1,17 +1,19 @@
 """An estimator gets what its signature asks for.
 
 verl passes `values`, `old_log_probs` and the like to its own estimators by name only. The replacement calls the
-original and, for the length of that call, keeps the batch where our estimators can read the rest from.
+original and, for the length of that call, keeps the batch where our estimators can read the rest from; the rewards
+of greedy responses join it first, for verl's own `remax` too.
 """
 
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
-from rl_estimators.verl import batch
+from rl_estimators.verl import batch, greedy
 
 
 def wrap(original: Function) -> Function:
     def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
+        greedy.attach(data)
         with batch.estimating(data):
             return original(data, *args, **kwargs)
 

@@ -7,12 +7,14 @@ anything, first of all in `main_ppo` itself, before Ray is started.
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
-from rl_estimators.verl import start
+from rl_estimators.verl import settings, start
 
 
 def wrap(original: Function) -> Function:
     def need_critic(config: Any) -> bool:
-        return start.prepare(config) or bool(original(config))
+        use_critic = start.prepare(config) or bool(original(config))
+        settings.apply(config, use_critic)
+        return use_critic
 
     return need_critic
 

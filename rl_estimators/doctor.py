@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -79,6 +80,12 @@ def _versions() -> Iterator[Finding]:
 
 
 def _verl() -> Iterator[Finding]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl warns of each engine that is not installed
+        yield from _plugged_into_verl()
+
+
+def _plugged_into_verl() -> Iterator[Finding]:
     missing = [name for name in _VERL_NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         yield Finding("bad", f"verl's trainers cannot be imported without {', '.join(missing)}", INSTALL_VERL)

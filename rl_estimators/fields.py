@@ -51,10 +51,25 @@ FIELDS: Mapping[str, Field] = {
         "`critic.enable=True`, or leave it unset: asking for values switches the critic on",
         "a trainer with a critic; pass them to `estimate` yourself until then",
     ),
+    "truncated": Field(
+        ("B",), "mask", "1 on responses that were cut off, by a length limit say, and 0 on finished ones",
+        "verl 0.9 does not provide it; a column of that name in the batch is taken",
+        "not available; pass it to `estimate` yourself",
+    ),
+    "bootstrap_values": Field(
+        ("B",), "float", "the critic's value of the state after each response's last token; read where `truncated`",
+        "verl 0.9 does not provide it; a column of that name in the batch is taken",
+        "not available; pass it to `estimate` yourself",
+    ),
     "reward_baselines": Field(
         ("B",), "float", "reward of the prompt's greedy response",
-        "a trainer that decodes greedily for ReMax; verl 0.9's default trainer does not",
+        "nothing: asking for them makes the v1 trainer decode greedily (not with `trainer.use_v1=False`)",
         "a greedy completion per prompt; pass their rewards to `estimate` yourself",
+    ),
+    "reward_components": Field(
+        ("B", "K"), "float", "each response's K rewards, before they are weighed and summed",
+        "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]` for what the reward function returns beside its score",
+        "the rewards of each of `reward_funcs`; pass them to `estimate` yourself until then",
     ),
     "old_log_probs": Field(
         _BT, "float", "log-probabilities under the policy before the update",

@@ -16,18 +16,20 @@ from types import ModuleType
 from rl_estimators import patching
 from rl_estimators.imports import when_imported
 
-HOOKS = {
-    "verl.plugin.platform": "rl_estimators.verl.platform:register",
-    "verl.trainer.ppo.core_algos": "rl_estimators.verl.estimators:offer",
-    "verl.workers.rollout.base": "rl_estimators.verl.rollout:register_adapter",
-    "verl.workers.rollout.replica": "rl_estimators.verl.rollout:register_replica",
-}
+HOOKS = (  # a module of somebody else's, and what to call with it once it has been imported
+    ("hydra.core.config_store", "rl_estimators.verl.presets:offer"),
+    ("verl.plugin.platform", "rl_estimators.verl.platform:register"),
+    ("verl.trainer.ppo.core_algos", "rl_estimators.verl.estimators:offer"),
+    ("verl.trainer.ppo.core_algos", "rl_estimators.verl.policy_losses:offer"),
+    ("verl.workers.rollout.base", "rl_estimators.verl.rollout:register_adapter"),
+    ("verl.workers.rollout.replica", "rl_estimators.verl.rollout:register_replica"),
+)
 failures: list[str] = []
 
 
 def load() -> None:
     """Arm every hook into verl. Imports nothing of verl's."""
-    for module, target in HOOKS.items():
+    for module, target in HOOKS:
         when_imported(module, functools.partial(_call, target))
     for patch in importlib.import_module("rl_estimators.patches").VERL:  # by name: nothing imports patches
         patching.install(patch)

@@ -8,6 +8,7 @@ from rl_estimators import patching
 from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS
 from rl_estimators.hints import did_you_mean
+from rl_estimators.verl import greedy
 from rl_estimators.verl.estimators import options, spec_of
 
 __all__ = ["prepare"]
@@ -34,7 +35,8 @@ def prepare(config: Any) -> bool:
             f"Known: {', '.join(sorted(known))}."
         )
     spec = spec_of(name)
-    if spec is None:  # verl's own: verl knows what it needs
+    greedy.check(config)  # also for verl's own remax
+    if spec is None:  # verl's own: verl knows what else it needs
         return False
     spec.options_from(options(spec, config.algorithm))
     for needed in spec.required:

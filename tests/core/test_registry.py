@@ -137,7 +137,7 @@ class TestNames:
     def test_lists(self):
         assert rl_estimators.list_adv_est() == ["gae", "grpo", "reinforce_pp", "remax"]
         assert rl_estimators.list_policy_loss() == ["ppo_clip"]
-        assert rl_estimators.list_value_loss() == ["clipped", "mse"]
+        assert rl_estimators.list_value_loss() == ["clipped", "huber", "mse"]
 
     def test_get_returns_the_function_itself(self):
         from rl_estimators.estimators import gae

@@ -1,0 +1,33 @@
+"""`rl_estimators.value_loss` reaches the critic of verl's v1 trainer.
+
+`_setup` builds the worker groups from the configuration and gives the critic's workers verl's value loss. Before it,
+the settings are checked and put where the actor's workers find them; after it, the critic's workers get ours.
+"""
+
+from typing import Any
+
+from rl_estimators.patching import Function, Patch
+from rl_estimators.verl import settings, value_loss
+
+
+def wrap(original: Function) -> Function:
+    def _setup(self: Any) -> None:
+        chosen = settings.apply(self.config, self.use_critic).value_loss
+        original(self)
+        if chosen is not None:
+            value_loss.send(self.critic_wg, self.config.critic, chosen.name, chosen.options)
+
+    return _setup
+
+
+PATCH = Patch(
+    name="verl_value_loss_v1",
+    distribution="verl",
+    releases=">=0.9,<0.10",
+    module="verl.trainer.ppo.v1.trainer_base",
+    attribute="PPOTrainer._setup",
+    signature="(self)",
+    upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/trainer_base.py#L226",
+    remove_when="verl chooses the critic's loss by name from a registry, as it does the actor's",
+    wrap=wrap,
+)

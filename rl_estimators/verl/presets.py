@@ -1,0 +1,34 @@
+"""Presets for verl's command line: ``python -m verl.trainer.main_ppo +algorithm=rle_gae ...``.
+
+A preset sets what a paper fixes: estimator, critic, losses, and where the KL penalty goes. Whatever else stands on
+the command line wins over it. They are the YAML files in ``configs/algorithm``, put into Hydra's own store when a
+process imports Hydra, which works the same from a wheel, an editable install and a zip file.
+
+They extend verl's own config group ``algorithm``, because Hydra refuses a name that an existing group does not have.
+In a group of ours it would not: without this package ``+rl_estimators=gae`` is a plain value that nobody reads.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from types import ModuleType
+
+__all__ = ["GROUP", "offer", "texts"]
+
+GROUP = "algorithm"
+
+
+def offer(config_store: ModuleType) -> None:
+    """Put the presets into Hydra's store. Called with the module ``hydra.core.config_store``."""
+    from omegaconf import OmegaConf
+
+    store = config_store.ConfigStore.instance()
+    for name, text in texts().items():
+        node = OmegaConf.create(text)
+        store.store(group=GROUP, name=name, node=node, package="_global_", provider="rl_estimators")
+
+
+def texts() -> Mapping[str, str]:
+    """The presets' YAML by name."""
+    folder = resources.files("rl_estimators.configs") / GROUP
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda f: f.name)
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}

@@ -1,0 +1,270 @@
+"""The node ``rl_estimators`` in verl's configuration: which losses to train with.
+
+    +rl_estimators.value_loss.name=huber +rl_estimators.value_loss.delta=0.5
+    +rl_estimators.policy_loss.name=ppo_clip +rl_estimators.policy_loss.clip_ratio_c=3.0
+
+``name`` is one of ``rl-estimators list``; the other keys are that loss's options, as its signature has them. How
+losses are averaged stays with verl (``loss_agg_mode``). Options of an estimator stand elsewhere, in
+``+algorithm.adv_estimator_kwargs.OPTION=VALUE``; presets are described in :mod:`rl_estimators.verl.presets`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rl_estimators import patching
+from rl_estimators.errors import EstimatorError, InputError, PatchError, UnknownNameError
+from rl_estimators.hints import did_you_mean
+from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
+from rl_estimators.verl import option_types, policy_losses, presets, value_loss
+from rl_estimators.verl.estimators import PREFIX
+
+__all__ = ["KEY", "Loss", "Settings", "apply", "read"]
+
+KEY = "rl_estimators"
+_MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
+_TARGET = "actor_rollout_ref.actor.policy_loss._target_"
+_STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
+_STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
+_OUR_TARGET = "rl_estimators.verl.actor_config.PolicyLossConfig"
+_CORE_ALGOS = "verl.trainer.ppo.core_algos"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by name, with the options that were given for it."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole node; None where verl's own loss stays."""
+
+    policy_loss: Loss | None = None
+    value_loss: Loss | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is particular to one of the two kinds of losses."""
+
+    registry: Registry
+    inputs: tuple[str, ...]  # verl always has them
+    counts_in_config: bool  # verl's config brings the counts of the global batch along
+    section: str  # where verl's configuration has the like
+    options: Callable[[Spec, Any, Mapping[str, Any]], dict[str, Any]]
+
+
+_KINDS = {
+    "policy_loss": _Kind(
+        POLICY_LOSSES,
+        policy_losses.INPUTS,
+        True,
+        "actor_rollout_ref.actor",
+        policy_losses.options,
+    ),
+    "value_loss": _Kind(VALUE_LOSSES, value_loss.INPUTS, False, "critic", value_loss.options),
+}
+
+
+def read(config: Any) -> Settings:
+    """Read the node ``rl_estimators`` of verl's whole configuration and check it.
+
+    Raises:
+        UnknownNameError: no loss has that name.
+        InputError: anything else that does not fit; the message names the full key.
+    """
+    node = _plain(config.get(KEY))
+    if node is None:
+        return Settings()
+    if not isinstance(node, dict):
+        raise InputError(_no_mapping(node))
+    for key in node:
+        if key not in _KINDS:
+            raise InputError(
+                f"{KEY}.{key}: no such key.{did_you_mean(str(key), _KINDS)} Known: {', '.join(_KINDS)}."
+            )
+    losses = {key: _read_loss(config, key, value) for key, value in node.items() if value is not None}
+    return Settings(**losses)
+
+
+def apply(config: Any, use_critic: bool | None = None) -> Settings:
+    """Check everything about losses at start, and put the policy loss where verl's actor finds it.
+
+    Changes ``config`` in place; a second call finds what the first one left and changes nothing.
+
+    Args:
+        config: verl's whole configuration.
+        use_critic: Whether the run has a critic, if that is known yet.
+
+    Raises:
+        UnknownNameError: no loss has that name.
+        InputError: something does not fit, or contradicts another key.
+        PatchError: what puts the loss into verl is not in force.
+    """
+    settings = read(config)
+    if settings.value_loss is not None:
+        _check_critic(config, settings.value_loss.name, use_critic)
+    if settings.policy_loss is not None:
+        _put_policy_loss(config, settings.policy_loss)
+    else:
+        _check_mode(config)
+    return settings
+
+
+def _no_mapping(node: Any) -> str:
+    names = list(presets.texts())
+    return (
+        f"{KEY}={node} names no preset: Hydra took it as a plain value, so nothing of it is in force. Presets are "
+        f"spelled +{presets.GROUP}=NAME, where Hydra refuses names it does not find.{did_you_mean(PREFIX + str(node), names)} "
+        f"Known: {', '.join(names)}. The keys of {KEY} itself: {', '.join(f'{KEY}.{kind}.name' for kind in _KINDS)}."
+    )
+
+
+def _read_loss(config: Any, key: str, node: Any) -> Loss:
+    path = f"{KEY}.{key}"
+    if not isinstance(node, dict):
+        raise InputError(f"{path} is {node!r}, expected a name and options by key: +{path}.name={node}")
+    options = {str(option): value for option, value in node.items()}
+    name = options.pop("name", None)
+    if name is None:
+        known = ", ".join(_KINDS[key].registry.names())
+        raise InputError(
+            f"{path}.name is missing, so nobody would read {path}.{next(iter(node), '*')}; one of {known}"
+        )
+    _check_name(key, str(name))
+    _check_loss(config, path, _KINDS[key], str(name), options)
+    return Loss(str(name), options)
+
+
+def _check_name(key: str, name: str) -> None:
+    path, kind = f"{KEY}.{key}", _KINDS[key]
+    try:
+        kind.registry.spec(name)
+    except UnknownNameError as error:
+        own = f" verl's own are chosen with {_MODE}." if key == "policy_loss" else ""
+        raise UnknownNameError(f"{path}.name={name}: {error}{own}") from None
+    except EstimatorError as error:
+        raise type(error)(f"{path}.name={name}: {error}") from error
+
+
+def _check_loss(config: Any, path: str, kind: _Kind, name: str, given: Mapping[str, Any]) -> None:
+    """Check a loss and its options; ``path`` is the key that asks for them."""
+    spec = kind.registry.spec(name)
+    _check_use(path, kind, spec)
+    for option, value in given.items():
+        _check_option(path, kind, spec, option, value)
+    if spec.function.__module__.startswith(f"{__package__.partition('.')[0]}."):
+        _try(path, kind, spec, kind.options(spec, _select(config, kind.section), given))
+
+
+def _check_use(path: str, kind: _Kind, spec: Spec) -> None:
+    """Refuse a loss that verl could not call, or whose sum over micro-batches would depend on their number."""
+    missing = [name for name in spec.required if name not in kind.inputs]
+    if missing:
+        raise InputError(
+            f"{path}: {spec.name} needs {', '.join(missing)}, which verl does not hand to a loss; "
+            f"it has {', '.join(kind.inputs)}"
+        )
+    for needed in ("loss_agg_mode", "global_batch_info"):
+        carried = needed == "global_batch_info" and kind.counts_in_config and spec.takes_config
+        if needed not in spec.options and not spec.takes_any and not carried:
+            raise InputError(
+                f"{path}: {spec.name} has no parameter {needed}, without which verl's micro-batches do not add up "
+                "to the batch: give it one and hand it to rl_estimators.aggregation.aggregate"
+            )
+
+
+def _check_option(path: str, kind: _Kind, spec: Spec, option: str, value: Any) -> None:
+    if option == "loss_agg_mode":
+        raise InputError(f"{path}.{option}: verl owns it; set {kind.section}.{option}={value} instead")
+    if option == "global_batch_info":
+        raise InputError(f"{path}.{option}: verl counts it itself in every update; leave it out")
+    known = {n: v for n, v in spec.options.items() if n not in ("loss_agg_mode", "global_batch_info")}
+    if option not in known:
+        if spec.takes_any:
+            return
+        offered = ", ".join(f"{name}={default!r}" for name, default in known.items()) or "none"
+        raise InputError(
+            f"{path}.{option}: {spec.name} has no such option.{did_you_mean(option, known)} Its options: {offered}. "
+            f"If a preset brought it along, ~{path}.{option} removes it."
+        )
+    accepted = option_types.accepted(spec, option)
+    if accepted and not option_types.fits(value, accepted):
+        raise InputError(
+            f"{path}.{option} is {value!r} ({type(value).__name__}), expected {option_types.in_words(accepted)}; "
+            f"its default is {known[option]!r}"
+        )
+
+
+def _check_critic(config: Any, name: str, use_critic: bool | None) -> None:
+    if use_critic is False:
+        raise InputError(
+            f"{KEY}.value_loss.name={name}: this run has no critic that it could train; choose an estimator with "
+            f"values, set critic.enable=True, or remove {KEY}.value_loss"
+        )
+    trainer = "v1" if config.trainer.get("use_v1", True) else "legacy"
+    patching.require(f"verl_value_loss_{trainer}", purpose=f"{KEY}.value_loss.name={name}")
+
+
+def _put_policy_loss(config: Any, loss: Loss) -> None:
+    from omegaconf import open_dict
+
+    node = config.actor_rollout_ref.actor.policy_loss
+    mode, target = node.get("loss_mode", _STOCK_MODE), node.get("_target_", _STOCK_TARGET)
+    if mode != _STOCK_MODE and policy_losses.name_of(mode) != loss.name:
+        raise InputError(
+            f"two policy losses are named: {KEY}.policy_loss.name={loss.name} and {_MODE}={mode}; remove one "
+            f"(from a preset: ~{KEY}.policy_loss)"
+        )
+    if target not in (_STOCK_TARGET, _OUR_TARGET):
+        raise InputError(
+            f"{KEY}.policy_loss.name={loss.name} needs {_TARGET} to hold its options, and that is set to {target}; "
+            f"remove one of the two"
+        )
+    if policy_losses.name_of(PREFIX + loss.name) is None:
+        raise PatchError(
+            f"{KEY}.policy_loss.name={loss.name}: verl does not know it as {PREFIX + loss.name}; see `rl-estimators doctor`"
+        )
+    with open_dict(node):
+        node.loss_mode = PREFIX + loss.name
+        node._target_ = _OUR_TARGET
+        node.options = dict(loss.options)
+
+
+def _check_mode(config: Any) -> None:
+    """A loss chosen by verl's own key: it exists, and if it is ours, verl's clip ratios suit it."""
+    mode = config.actor_rollout_ref.actor.policy_loss.get("loss_mode", _STOCK_MODE)
+    known = sys.modules[_CORE_ALGOS].POLICY_LOSS_REGISTRY
+    if mode not in known:  # verl would say so after the first rollout
+        raise UnknownNameError(
+            f"{_MODE}={mode}: no such policy loss.{did_you_mean(mode, known)} Known: {', '.join(sorted(known))}."
+        )
+    name = policy_losses.name_of(mode)
+    if name is not None:
+        _check_loss(config, f"{_MODE}={mode}", _KINDS["policy_loss"], name, {})
+
+
+def _try(path: str, kind: _Kind, spec: Spec, options: Mapping[str, Any]) -> None:
+    """Have a loss of ours look at its options, which is where ranges are checked."""
+    try:
+        spec({**dict.fromkeys(kind.inputs, torch.zeros(1, 1)), **options})
+    except InputError as error:
+        raise InputError(f"{path}: {error}; what is not given comes from {kind.section}") from None
+
+
+def _plain(node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _select(config: Any, section: str) -> Any:
+    for part in section.split("."):
+        config = config[part]
+    return config
