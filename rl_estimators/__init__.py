@@ -5,8 +5,11 @@ a whole response is coarse credit. `rl_estimators.estimators` holds the answers;
 advantages into a gradient, a value loss trains the critic of those that have one.
 
     >>> import rl_estimators
-    >>> rl_estimators.list_adv_est()
-    ['gae', 'grpo', 'reinforce_pp', 'remax']
+    >>> "reinforce_pp" in rl_estimators.list_adv_est()
+    True
+
+`rl_estimators.shaping` changes rewards before an estimator sees them; `rl_estimators.lab` measures estimators
+against the true gradient of a tiny language.
 """
 
 from importlib.metadata import version
@@ -31,18 +34,30 @@ from rl_estimators.calls import (
 from rl_estimators.errors import EstimatorError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import Estimate
+from rl_estimators.shaping import (
+    AdaptiveKLController,
+    FixedKLController,
+    kl_in_reward,
+    kl_penalty,
+    overlong_penalty,
+)
 
 __all__ = [
+    "AdaptiveKLController",
     "Estimate",
     "EstimatorError",
+    "FixedKLController",
     "collect_metrics",
     "estimate",
     "get_adv_est",
     "get_policy_loss",
     "get_value_loss",
+    "kl_in_reward",
+    "kl_penalty",
     "list_adv_est",
     "list_policy_loss",
     "list_value_loss",
+    "overlong_penalty",
     "policy_loss",
     "register_adv_est",
     "register_policy_loss",

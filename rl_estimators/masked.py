@@ -21,7 +21,27 @@ from torch import Tensor
 from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
 
-__all__ = ["Valid", "as_mask", "group_ids", "group_moments", "select", "valid", "whiten"]
+__all__ = [
+    "GroupMoments",
+    "Grouped",
+    "Valid",
+    "as_mask",
+    "group_ahead_of_others",
+    "group_centred",
+    "group_ids",
+    "group_lead",
+    "group_max",
+    "group_min",
+    "group_moments",
+    "group_sum",
+    "grouped",
+    "normalise_centred",
+    "select",
+    "to_tokens",
+    "unit_variance",
+    "valid",
+    "whiten",
+]
 
 
 class Valid(NamedTuple):
@@ -84,9 +104,18 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     number = mask.sum()
     pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
     shifted = torch.where(mask, x - pivot, 0)
-    centred = torch.where(mask, shifted - shifted.sum() / number, 0)
-    variance = centred.square().sum() / (number - 1).clamp(min=1)
-    return centred * (variance + 1e-8).rsqrt()
+    return unit_variance(torch.where(mask, shifted - shifted.sum() / number, 0), mask)
+
+
+def unit_variance(x: Tensor, mask: Tensor) -> Tensor:
+    r"""Scale numbers whose mean is 0 to variance 1: :math:`y_i = x_i / \sqrt{\sum_j x_j^2 / (n - 1) + 10^{-8}}`.
+
+    Args:
+        x: Any shape, with mean 0 where ``mask`` is true and 0 elsewhere.
+        mask: Same shape, bool.
+    """
+    variance = x.square().sum() / (mask.sum() - 1).clamp(min=1)
+    return x * (variance + 1e-8).rsqrt()
 
 
 def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torch.device) -> Tensor:
@@ -98,6 +127,110 @@ def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torc
     numbers: dict[Any, int] = {}
     ids = [numbers.setdefault(name, len(numbers)) for name in as_index(index).tolist()]
     return torch.tensor(ids, dtype=torch.long, device=device)
+
+
+class Grouped(NamedTuple):
+    """One score per response, and whom it is compared with.
+
+    Attributes:
+        scores: ``(B,)`` sum of the response's valid rewards, 0 where it does not count.
+        ids: ``(B,)`` group numbers below B.
+        rows: ``(B,)`` bool, true on responses that count.
+        mask: ``(B, T)`` bool, true on tokens that count.
+    """
+
+    scores: Tensor
+    ids: Tensor
+    rows: Tensor
+    mask: Tensor
+
+
+def grouped(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: np.ndarray[Any, Any] | Sequence[Any] | Tensor,
+    *others: Tensor,
+) -> Grouped:
+    """What every estimator that compares the answers to one prompt starts from.
+
+    Args:
+        token_level_rewards: ``(B, T)``.
+        response_mask: ``(B, T)`` bool, integer or float.
+        index: ``(B,)`` the prompt of each response.
+        *others: As in :func:`valid`.
+    """
+    rewards, mask, rows = valid(token_level_rewards, response_mask, *others)
+    scores = rewards.sum(-1)
+    return Grouped(scores, group_ids(index, scores.device), rows, mask)
+
+
+def to_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """``(B,)`` numbers on every valid token of their response, 0 elsewhere."""
+    return torch.where(mask, x[:, None], 0)
+
+
+def normalise_centred(x: Tensor, rows: Tensor, mask: Tensor, norm_level: str) -> Tensor:
+    """Spread numbers whose mean over each group is 0 over their tokens, with mean 0 and variance 1.
+
+    Args:
+        x: ``(B,)``, 0 where ``rows`` is false.
+        rows: ``(B,)`` bool, true on responses that count.
+        mask: ``(B, T)`` bool, true on tokens that count.
+        norm_level: ``"token"``: mean and variance over tokens. ``"sequence"``: over responses, where the mean is 0
+            already; so that zeros stay zeros, it is not subtracted again.
+
+    Returns:
+        ``(B, T)``.
+    """
+    if norm_level == "token":
+        return whiten(to_tokens(x, mask), mask)
+    return to_tokens(unit_variance(x, rows), mask)
+
+
+def group_sum(x: Tensor, ids: Tensor) -> Tensor:
+    """``(B,)`` sum over each response's group, handed back to each of its responses."""
+    return x.new_zeros(len(x)).index_add(0, ids, x)[ids]
+
+
+def group_max(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """``(B,)`` largest number among those of each response's group that count; -inf if none does."""
+    lowest = torch.full_like(x, -torch.inf)
+    return lowest.scatter_reduce(0, ids, torch.where(rows, x, -torch.inf), "amax")[ids]
+
+
+def group_min(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """``(B,)`` smallest number among those of each response's group that count; inf if none does."""
+    return -group_max(-x, ids, rows)
+
+
+def group_lead(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """``(B,)`` by how much a response is ahead of the second of its group; 0 if it is not the only best, or alone."""
+    top = group_max(x, ids, rows)
+    best = rows & (x == top)
+    second = group_max(x, ids, rows & ~best)
+    leads = best & (group_sum(best.to(x.dtype), ids) == 1) & second.isfinite()
+    return torch.where(leads, x - second, 0)
+
+
+def group_centred(x: Tensor, ids: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``(B,)`` each number minus its group's mean, 0 where it does not count.
+
+    Args:
+        x: ``(B,)`` one number per response, finite where ``rows`` is true.
+        ids: ``(B,)`` group numbers below B.
+        rows: ``(B,)`` bool, true on responses that count.
+        weights: ``(B,)``, at least 0 and above 0 where ``rows`` is true; the mean is weighted by them.
+    """
+    weights = torch.where(rows, 1 if weights is None else weights, 0).to(x.dtype)
+    shifted = torch.where(rows, x - group_min(x, ids, rows), 0)
+    mean = group_sum(weights * shifted, ids) / group_sum(weights, ids)
+    return torch.where(rows, shifted - mean, 0)
+
+
+def group_ahead_of_others(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """``(B,)`` each number minus the mean of the others of its group; 0 where it does not count or is alone."""
+    size = group_sum(rows.to(x.dtype), ids)
+    return group_centred(x, ids, rows) * size / (size - 1).clamp(min=1)
 
 
 class GroupMoments(NamedTuple):
@@ -122,14 +255,7 @@ def group_moments(x: Tensor, ids: Tensor, rows: Tensor) -> GroupMoments:
         ids: ``(B,)`` group numbers below B, from :func:`group_ids`.
         rows: ``(B,)`` bool, true on responses that count.
     """
-
-    def by_group(y: Tensor) -> Tensor:  # sum over the group, handed back to each of its responses
-        return y.new_zeros(len(y)).index_add(0, ids, y)[ids]
-
-    size = by_group(rows.to(x.dtype))
-    lowest = torch.where(rows, x, torch.inf)
-    pivot = torch.full_like(x, torch.inf).scatter_reduce(0, ids, lowest, "amin")[ids]
-    shifted = torch.where(rows, x - pivot, 0)
-    centred = torch.where(rows, shifted - by_group(shifted) / size, 0)
-    std = (by_group(centred.square()) / (size - 1).clamp(min=1)).sqrt()
+    centred = group_centred(x, ids, rows)
+    size = group_sum(rows.to(x.dtype), ids)
+    std = (group_sum(centred.square(), ids) / (size - 1).clamp(min=1)).sqrt()
     return GroupMoments(centred, std, size)

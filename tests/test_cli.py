@@ -15,7 +15,8 @@ def test_list_names_needs_and_sources(capsys):
     printed = capsys.readouterr().out
     for line in (
         "advantage estimators",
-        "  gae\n    needs    token_level_rewards, values, response_mask\n    options  gamma=1.0, lam=1.0, whiten=True",
+        "  gae\n    needs    token_level_rewards, values, response_mask\n    takes    truncated, bootstrap_values\n"
+        "    options  gamma=1.0, lam=1.0, whiten=True",
         "    source   https://arxiv.org/abs/2310.10505 algorithm 1",
         "policy losses",
         "    takes    rollout_is_weights",
@@ -96,9 +97,7 @@ def test_doctor_in_this_environment():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "entry point verl.plugins: rl_estimators.verl.plugin" in result.stdout
-    assert (
-        "algorithm.adv_estimator knows reinforce_pp, rle_gae, rle_grpo, rle_reinforce_pp, rle_remax"
-        in result.stdout
-    )
+    (known,) = (line for line in result.stdout.splitlines() if "algorithm.adv_estimator knows" in line)
+    assert {"reinforce_pp", "rle_gae", "rle_grpo", "rle_remax"} <= {*known.replace(",", "").split()}
     assert "hook verl_trl_value_head: applied" in result.stdout
     assert result.stdout.endswith("\nall well\n")

@@ -16,9 +16,9 @@ LAYERS = (
     {"fields", "imports"},
     {"registry", "patching"},
     {"calls", "masked", "scan"},
-    {"aggregation"},
+    {"aggregation", "shaping", "steps"},
     {"estimators", "policy_losses", "value_losses"},
-    {"doctor", "verl"},
+    {"doctor", "lab", "verl"},
     {"cli"},
     {"__main__"},
 )

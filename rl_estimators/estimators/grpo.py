@@ -1,10 +1,10 @@
-"""GRPO: the mean of the prompt's other samples as baseline.
+"""GRPO: the mean of the prompt's samples as baseline, their spread as scale.
 
 Source: Shao et al., DeepSeekMath, section 4.1.2, outcome supervision (https://arxiv.org/abs/2402.03300).
 Without the division it is the advantage of Dr. GRPO (Liu et al., https://arxiv.org/abs/2503.20783).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +12,19 @@ from torch import Tensor
 
 from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
+from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import Estimate
+
+Option = TypeVar("Option")
+
+
+class _Preset(NamedTuple):
+    epsilon: float
+    singleton: Literal["zero", "raw"]
+
+
+_PRESETS = {None: _Preset(1e-6, "zero"), "verl": _Preset(1e-6, "raw"), "trl": _Preset(1e-4, "zero")}
 
 
 @register_adv_est("grpo", source="https://arxiv.org/abs/2402.03300 section 4.1.2")
@@ -22,8 +33,9 @@ def grpo(
     response_mask: Tensor,
     index: "np.ndarray[Any, Any] | list[Any] | Tensor",
     norm_by_std: bool = True,
-    epsilon: float = 1e-6,
-    singleton: Literal["zero", "raw"] = "zero",
+    epsilon: float | None = None,
+    singleton: Literal["zero", "raw"] | None = None,
+    compat: Literal["verl", "trl"] | None = None,
 ) -> Estimate:
     r"""Give every token of a response the response's standing among its siblings.
 
@@ -42,24 +54,42 @@ def grpo(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         index: ``(B,)`` the prompt of each response, in any order: numpy array, list or integer tensor.
         norm_by_std: Divide by the group's standard deviation.
-        epsilon: Added to the standard deviation, in units of reward; at least 0.
-        singleton: What a group of one gets: ``"zero"``, or verl's ``"raw"`` score (over 1 + epsilon).
+        epsilon: Added to the standard deviation, in units of reward; at least 0. By default 1e-6.
+        singleton: What a group of one gets: ``"zero"``, the default, or verl's ``"raw"`` score (over 1 + epsilon).
+        compat: Take epsilon and singleton from another library, for the numbers a run with it had: ``"verl"`` 0.9:
+            1e-6 and raw; ``"trl"`` 1.16: 1e-4 and zero. Its rewards of masked tokens and its rounding errors on
+            equal scores are not taken over. TRL's ``scale_rewards="none"`` is ``norm_by_std=False``.
 
     Returns:
         Advantages ``(B, T)``, and the same tensor as returns: GRPO has no critic to train.
 
     Raises:
-        InputError: epsilon below 0 or an unknown ``singleton``.
+        InputError: epsilon below 0, an unknown ``singleton`` or ``compat``, or one that contradicts ``compat``.
     """
+    if compat is not None:
+        check_choice("grpo", "compat", compat, ("verl", "trl"))
+    preset = _PRESETS[compat]
+    epsilon = _resolve("epsilon", epsilon, preset.epsilon, compat)
+    singleton = _resolve("singleton", singleton, preset.singleton, compat)
     check_range("grpo", epsilon=epsilon)
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
-    rewards, mask, rows = masked.valid(token_level_rewards, response_mask)
-    scores = rewards.sum(-1)
-    centred, std, size = masked.group_moments(scores, masked.group_ids(index, scores.device), rows)
+    scores, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index)
+    centred, std, size = masked.group_moments(scores, ids, rows)
     if singleton == "raw":
         alone = rows & (size == 1)
         centred, std = torch.where(alone, scores, centred), torch.where(alone, 1.0, std)
     if norm_by_std:
         centred = torch.where(std > 0, centred / (std + epsilon), 0)
-    advantages = torch.where(mask, centred[:, None], 0)
+    advantages = masked.to_tokens(centred, mask)
     return Estimate(advantages, advantages)
+
+
+def _resolve(name: str, given: Option | None, preset: Option, compat: str | None) -> Option:
+    """The option that is given, or else the preset's."""
+    if given is None:
+        return preset
+    if compat is not None and given != preset:
+        raise InputError(
+            f"grpo: {name}={given!r} contradicts compat={compat!r}, which has {preset!r}; drop one"
+        )
+    return given

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate, masked_mean
+from rl_estimators.aggregation import masked_mean
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.masked import as_mask, select
-
-_MAX_LOG_RATIO = 20.0
+from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read
 
 
 @register_policy_loss("ppo_clip", source="https://arxiv.org/abs/1707.06347 eq. 7")
@@ -63,23 +61,16 @@ def ppo_clip(
     check_range("ppo_clip", high=1.0, clip_ratio_low=clip_ratio_low)
     check_range("ppo_clip", clip_ratio_high=clip_ratio_high)
     check_range("ppo_clip", low=1.0, clip_ratio_c=clip_ratio_c)
-    mask = as_mask(response_mask)
-    log_ratio = select(log_prob, mask, old_log_prob) - select(old_log_prob.detach(), mask, log_prob)
-    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    gain = select(advantages.detach(), mask, log_ratio)
-
-    plain = -gain * ratio
-    clipped = -gain * ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
-    losses = torch.maximum(plain, clipped)
+    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
+    losses, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), clip_ratio_low, clip_ratio_high)
+    ppo_kl = masked_mean(-log_ratio, mask)
     metrics = {
-        "pg_clipfrac": masked_mean((clipped > plain).float(), mask),
-        "pg_clipfrac_lower": torch.zeros_like(masked_mean(ratio, mask)),
-        "ppo_kl": masked_mean(-log_ratio, mask),
+        "pg_clipfrac": masked_mean(clipped.float(), mask),
+        "pg_clipfrac_lower": torch.zeros_like(ppo_kl),
+        "ppo_kl": ppo_kl,
     }
     if clip_ratio_c is not None:
         bound = torch.where(gain < 0, -gain * clip_ratio_c, torch.inf)
         metrics["pg_clipfrac_lower"] = masked_mean((losses > bound).float(), mask)
         losses = torch.minimum(losses, bound)
-    if rollout_is_weights is not None:
-        losses = losses * select(rollout_is_weights.detach(), mask, losses)
-    return aggregate(losses, mask, loss_agg_mode, global_batch_info), metrics
+    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics

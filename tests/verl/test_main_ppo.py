@@ -26,14 +26,22 @@ def test_reinforce_pp_learns(tmp_path, monkeypatch, capsys):
         agree(record, definitions.reinforce_pp(*runs.arrays(record, "token_level_rewards", "response_mask")))
 
 
-def test_rle_grpo(tmp_path, monkeypatch):
+def test_rle_grpo_and_the_engines_log_probabilities(tmp_path, monkeypatch):
+    """At temperature 0.8 the rollout engine's log-probabilities are the actor's own to 1e-3."""
     records = runs.recorded(monkeypatch, tmp_path / "records")
-    rows = runs.smoke().run("rle_grpo", steps=2, out=tmp_path / "out", answers=4)
+    rollout = [
+        "actor_rollout_ref.rollout.calculate_log_probs=True",
+        "actor_rollout_ref.rollout.temperature=0.8",
+    ]
+    rows = runs.smoke().run("rle_grpo", steps=2, out=tmp_path / "out", answers=4, overrides=rollout)
     assert all(row["rl_estimators/excluded_responses"] == 0 for row in rows)
     for record in records():
         assert len({*record["uid"]}) == len(record["uid"]) // 4
         rewards, mask = runs.arrays(record, "token_level_rewards", "response_mask")
         agree(record, definitions.grpo(rewards, mask, runs.uids(record)))
+        engine, actor = runs.arrays(record, "rollout_log_probs", "old_log_probs")
+        assert np.abs(engine)[mask > 0].max() > 0.1
+        assert np.abs(engine - actor)[mask > 0].max() < 1e-3
 
 
 def test_rle_gae_gets_the_critics_values(tmp_path, monkeypatch):

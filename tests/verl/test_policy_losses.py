@@ -212,12 +212,12 @@ def test_a_loss_in_verls_style(registries):
 
 
 def test_one_registered_later_is_offered_at_once(registries):
-    @rl_estimators.register_policy_loss("gspo")
-    def gspo(log_prob, response_mask, **kwargs):
+    @rl_estimators.register_policy_loss("dro")
+    def dro(log_prob, response_mask, **kwargs):
         return (log_prob * response_mask).sum() * kwargs["dp"], {}
 
-    assert registries.POLICY_LOSS_REGISTRY["gspo"].__module__ == registries.__name__  # verl's stays verl's
-    close(run(actor("rle_gspo", {"dp": 2}))[0], 2 * run(actor("rle_gspo", {"dp": 1}))[0])
+    assert registries.POLICY_LOSS_REGISTRY["dro"].__module__ == registries.__name__  # verl's stays verl's
+    close(run(actor("rle_dro", {"dp": 2}))[0], 2 * run(actor("rle_dro", {"dp": 1}))[0])
 
 
 def test_the_prefixed_name_is_ours_alone(registries):
@@ -238,7 +238,7 @@ def test_the_prefixed_name_is_ours_alone(registries):
 def test_whose_loss_a_mode_is(core_algos):
     from rl_estimators.verl.policy_losses import name_of
 
-    assert [name_of(mode) for mode in ("ppo_clip", "rle_ppo_clip", "vanilla", "gspo", "unheard_of")] == [
+    assert [name_of(mode) for mode in ("ppo_clip", "rle_ppo_clip", "vanilla", "dro", "unheard_of")] == [
         *("ppo_clip", "ppo_clip"),
         *(None, None, None),
     ]

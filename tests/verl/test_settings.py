@@ -170,9 +170,12 @@ def test_what_cannot_be_read_is_named(compose, settings, overrides, message):
             "huber, mse.",
         ),
         (
-            f"{POLICY}.name=gspo",
-            "rl_estimators.policy_loss.name=gspo: no policy loss is named 'gspo'. Known: ppo_clip. verl's own are "
-            f"chosen with {MODE}.",
+            f"{POLICY}.name=dppo_tv",
+            f"verl's own are chosen with {MODE}.",
+        ),
+        (
+            f"{POLICY}.name=dppo_tv",
+            "rl_estimators.policy_loss.name=dppo_tv: no policy loss is named 'dppo_tv'.",
         ),
         (f"{POLICY}.name=rle_ppo_clip", "Did you mean 'ppo_clip'?"),
         (f"{VALUE}.name=3", "rl_estimators.value_loss.name=3: no value loss is named '3'."),

@@ -1,0 +1,106 @@
+"""Clip-Cov: tokens of high covariance, drawn at random, are left out.
+
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, sec. 4.2
+(https://arxiv.org/abs/2505.22617).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_estimators.aggregation import masked_mean
+from rl_estimators.calls import register_policy_loss
+from rl_estimators.fields import check_range
+from rl_estimators.policy_losses.covariance import choose, covariance
+from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read
+
+
+@register_policy_loss("clip_cov", source="https://arxiv.org/abs/2505.22617 sec. 4.2")
+def clip_cov(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    clip_cov_ratio: float = 2e-4,
+    clip_cov_lb: float = 1.0,
+    clip_cov_ub: float = 5.0,
+    clip_ratio_low: float = 1.0,
+    clip_ratio_high: float = 1.0,
+    generator: torch.Generator | None = None,
+    rollout_is_weights: Tensor | None = None,
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""PPO's clipped surrogate, and 0 for a few tokens whose update would cost the policy most entropy.
+
+    .. math::
+        c_t = (\log\pi_t - \overline{\log\pi}) (A_t - \bar A), \qquad
+        L_t = \begin{cases}
+            0 & t \in I \\
+            \max(-\rho_t A_t, \; -\mathrm{clip}(\rho_t, 1 - \epsilon_{low}, 1 + \epsilon_{high}) A_t)
+            & \text{otherwise}
+        \end{cases}
+
+    I is drawn uniformly from the tokens with :math:`c_t \in [\omega_{low}, \omega_{high}]` whose loss the
+    clip has not replaced; it has r N members, N being the number of valid tokens, or all such tokens if there
+    are fewer. A token in I still counts in the mean's denominator.
+
+    The paper's equations have no clip and may draw none; as the authors' code and verl's ``clip_cov``, this
+    has the one (wide open by default, as in their scripts: [0, 2]; verl's actor brings its own 0.2) and draws
+    at least one. verl leaves the ends of the interval out. As in `ppo_clip` the log-ratio is clamped to [-20,
+    20], which verl does not do here.
+
+    Means, N and the draw are over the batch at hand, so micro-batches choose other tokens than the whole
+    batch would, and at least one each. What is drawn depends on ``generator`` and the number of valid tokens
+    before a token, on the CPU not on padding. Ranks that hold the same tokens must draw alike, from
+    generators with one seed.
+
+    Args:
+        old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
+        log_prob: ``(B, T)`` log-probabilities in training; the loss is differentiable in them alone.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        clip_cov_ratio: r, in [0, 1]; the paper's 2e-4.
+        clip_cov_lb: :math:`\omega_{low}`, in nats times units of advantage; the paper's 1.
+        clip_cov_ub: :math:`\omega_{high}`, likewise, at least ``clip_cov_lb``; the paper's 5.
+        clip_ratio_low: :math:`\epsilon_{low}`, in [0, 1].
+        clip_ratio_high: :math:`\epsilon_{high}`, at least 0.
+        generator: Draws the tokens; None is torch's own. verl's configuration cannot hold one.
+        rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
+        global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+
+    Returns:
+        The loss, 0-dim, and metrics: ``cov_frac`` (share of valid tokens in I, which verl reports as
+        ``pg_clipfrac``), ``pg_clipfrac`` (share of valid tokens whose loss the clip replaced) and ``ppo_kl``
+        (mean of the log-ratio's negative, k1, nats).
+
+    Raises:
+        InputError: an option out of range, an unknown ``loss_agg_mode``.
+    """
+    check_range("clip_cov", high=1.0, clip_cov_ratio=clip_cov_ratio, clip_ratio_low=clip_ratio_low)
+    check_range("clip_cov", clip_ratio_high=clip_ratio_high)
+    check_range("clip_cov", low=clip_cov_lb, clip_cov_ub=clip_cov_ub)
+    tokens = read(old_log_prob, log_prob, advantages, response_mask)
+    mask, _, log_ratio, gain = tokens
+    losses, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), clip_ratio_low, clip_ratio_high)
+    cov = covariance(tokens)
+    candidates = mask & ~clipped & (cov >= clip_cov_lb) & (cov <= clip_cov_ub)
+    chosen = choose(_draws(mask, generator), candidates, mask, clip_cov_ratio)
+    metrics = {
+        "cov_frac": masked_mean(chosen.float(), mask),
+        "pg_clipfrac": masked_mean(clipped.float(), mask),
+        "ppo_kl": masked_mean(-log_ratio, mask),
+    }
+    losses = torch.where(chosen, 0, losses)
+    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+
+
+def _draws(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``(B, T)`` uniform numbers; valid tokens get the first of them, in order, however they are padded."""
+    device = mask.device if generator is None else generator.device
+    numbers = torch.rand(mask.numel(), dtype=torch.float64, generator=generator, device=device)
+    place = (mask.flatten().cumsum(0) - 1).clamp(min=0)
+    return numbers.to(mask.device)[place].view_as(mask)

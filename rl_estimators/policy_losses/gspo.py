@@ -1,0 +1,80 @@
+"""GSPO: one importance ratio for a whole response.
+
+Source: Zheng et al., Group Sequence Policy Optimization, eq. 5 and 7, and for single tokens eq. 13 and 14
+(https://arxiv.org/abs/2507.18071).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rl_estimators.aggregation import masked_mean
+from rl_estimators.calls import register_policy_loss
+from rl_estimators.fields import check_range
+from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read, row_mean
+
+
+@register_policy_loss("gspo", source="https://arxiv.org/abs/2507.18071 eq. 5")
+def gspo(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    clip_ratio_low: float = 3e-4,
+    clip_ratio_high: float = 4e-4,
+    token_level: bool = False,
+    rollout_is_weights: Tensor | None = None,
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""PPO's clipped surrogate with the geometric mean of the response's token ratios in the ratio's place.
+
+    .. math::
+        s = \exp\Big(\frac1n \sum_t \log\frac{\pi_t}{\pi_{old,t}}\Big), \qquad
+        L_t = \max(-s A_t, \; -\mathrm{clip}(s, 1 - \epsilon_{low}, 1 + \epsilon_{high}) A_t)
+
+    over the n valid tokens of the response. With ``token_level`` (GSPO-token) s becomes :math:`s_t =
+    \mathrm{sg}[s] \, \pi_t / \mathrm{sg}[\pi_t]`: the same value, but token t's loss moves token t alone.
+    Where all advantages of a response are equal both forms have the same gradient; where they differ, the
+    sequence form gives every token the mean of what is not clipped.
+
+    The paper averages over responses, and over the tokens of each in the token form: the default
+    ``loss_agg_mode`` ``seq-mean-token-mean`` is both. Every mode is taken as asked; others weigh a response
+    by its length. :func:`rl_estimators.policy_loss` and verl's ``actor.loss_agg_mode`` say ``token-mean``
+    unless told otherwise, and verl's actor brings its own clip ratios of 0.2, some 600 times the paper's: set
+    all three.
+
+    verl's ``gspo`` is the token form only, and bounds s by e^10 where this bounds it to e^-20 ... e^20.
+
+    Args:
+        old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
+        log_prob: ``(B, T)`` log-probabilities in training; the loss is differentiable in them alone.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        clip_ratio_low: :math:`\epsilon_{low}`, in [0, 1]; the paper's 3e-4.
+        clip_ratio_high: :math:`\epsilon_{high}`, at least 0; the paper's 4e-4.
+        token_level: GSPO-token.
+        rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
+        global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+
+    Returns:
+        The loss, 0-dim, and metrics: ``pg_clipfrac`` (share of valid tokens whose loss the clip replaced) and
+        ``ppo_kl`` (mean of the log-ratio's negative, k1, nats).
+
+    Raises:
+        InputError: a clip ratio out of range, an unknown ``loss_agg_mode``.
+    """
+    check_range("gspo", high=1.0, clip_ratio_low=clip_ratio_low)
+    check_range("gspo", clip_ratio_high=clip_ratio_high)
+    mask, new, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
+    log_s = row_mean(log_ratio, mask)
+    if token_level:
+        log_s = log_s.detach() + (new - new.detach())
+    losses, clipped = clipped_surrogate(gain, bounded_exp(log_s), clip_ratio_low, clip_ratio_high)
+    metrics = {
+        "pg_clipfrac": masked_mean(clipped.float(), mask),
+        "ppo_kl": masked_mean(-log_ratio, mask),
+    }
+    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics

@@ -1,0 +1,55 @@
+"""The importance-sampled surrogate without a clip.
+
+Sources: Schulman et al., Trust Region Policy Optimization, eq. 14 (https://arxiv.org/abs/1502.05477), called
+:math:`L^{CPI}` in Schulman et al., Proximal Policy Optimization Algorithms, eq. 6
+(https://arxiv.org/abs/1707.06347).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rl_estimators.aggregation import masked_mean
+from rl_estimators.calls import register_policy_loss
+from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+
+
+@register_policy_loss("importance_sampling", source="https://arxiv.org/abs/1707.06347 eq. 6")
+def importance_sampling(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    rollout_is_weights: Tensor | None = None,
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Advantage times the token's probability ratio.
+
+    .. math:: L = -\rho A, \qquad \rho = e^{\log\pi - \log\pi_{old}}
+
+    On the batch's own policy, where :math:`\rho = 1`, it has the gradient of `reinforce`. As in `ppo_clip`
+    the log-ratio is clamped to [-20, 20]. verl has no loss of this kind; its ``vanilla`` with clip ratios out
+    of reach agrees.
+
+    Args:
+        old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
+        log_prob: ``(B, T)`` log-probabilities in training; the loss is differentiable in them alone.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
+        global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+
+    Returns:
+        The loss, 0-dim, and metrics: ``ppo_kl`` (mean of the log-ratio's negative, k1, nats) and
+        ``ratio_mean``.
+
+    Raises:
+        InputError: an unknown ``loss_agg_mode``.
+    """
+    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
+    ratio = bounded_exp(log_ratio)
+    metrics = {"ppo_kl": masked_mean(-log_ratio, mask), "ratio_mean": masked_mean(ratio, mask)}
+    return finish(-gain * ratio, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics

@@ -1,0 +1,77 @@
+"""KL-Cov: the tokens of highest covariance pay for leaving the old policy.
+
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, sec. 4.2
+(https://arxiv.org/abs/2505.22617).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_estimators.aggregation import masked_mean
+from rl_estimators.calls import register_policy_loss
+from rl_estimators.fields import check_range
+from rl_estimators.policy_losses.covariance import choose, covariance
+from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+
+
+@register_policy_loss("kl_cov", source="https://arxiv.org/abs/2505.22617 sec. 4.2")
+def kl_cov(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    kl_cov_ratio: float = 2e-4,
+    ppo_kl_coef: float = 1.0,
+    rollout_is_weights: Tensor | None = None,
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The importance-sampled surrogate, and a penalty for a few tokens whose update would cost most entropy.
+
+    .. math::
+        c_t = (\log\pi_t - \overline{\log\pi}) (A_t - \bar A), \qquad
+        L_t = -\rho_t A_t + \begin{cases} \beta \, |\log\rho_t| & t \in I \\ 0 & \text{otherwise} \end{cases}
+
+    I holds the k N tokens with the largest :math:`c_t`, N being the number of valid tokens; of equals the
+    earlier. There is no clip.
+
+    The paper writes the penalty as the KL divergence from the old policy to the one in training; the authors'
+    code, verl's ``kl_cov`` and this take :math:`|\log\rho_t|` for it, whose gradient is 0 where the two
+    policies agree. Like theirs, this takes at least one token. As in `ppo_clip` the log-ratio is clamped to
+    [-20, 20] in :math:`\rho`, which verl does not do here.
+
+    Means, N and ranks are over the batch at hand, so micro-batches choose other tokens than the whole batch
+    would, and at least one each.
+
+    Args:
+        old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
+        log_prob: ``(B, T)`` log-probabilities in training; the loss is differentiable in them alone.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        kl_cov_ratio: k, in [0, 1]; the paper's 2e-4 for its 32B model (2e-3 for 7B).
+        ppo_kl_coef: :math:`\beta`, at least 0, in units of advantage per nat; the paper's 1. verl's
+            configuration has 0.1.
+        rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
+        global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+
+    Returns:
+        The loss, 0-dim, and metrics: ``cov_frac`` (share of valid tokens in I) and ``ppo_kl`` (mean of the
+        log-ratio's negative, k1, nats; verl's ``kl_cov`` reports the mean of its absolute value under this
+        name).
+
+    Raises:
+        InputError: an option out of range, an unknown ``loss_agg_mode``.
+    """
+    check_range("kl_cov", high=1.0, kl_cov_ratio=kl_cov_ratio)
+    check_range("kl_cov", ppo_kl_coef=ppo_kl_coef)
+    tokens = read(old_log_prob, log_prob, advantages, response_mask)
+    mask, _, log_ratio, gain = tokens
+    chosen = choose(covariance(tokens), mask, mask, kl_cov_ratio)
+    metrics = {"cov_frac": masked_mean(chosen.float(), mask), "ppo_kl": masked_mean(-log_ratio, mask)}
+    penalty = torch.where(chosen, ppo_kl_coef * log_ratio.abs(), 0)
+    losses = -gain * bounded_exp(log_ratio) + penalty
+    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics

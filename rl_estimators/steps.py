@@ -1,0 +1,74 @@
+"""A response as the estimators with a critic see it: rewards, values, and the value it ends in."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl_estimators import masked
+from rl_estimators.errors import InputError
+from rl_estimators.scan import next_valid
+
+__all__ = ["Steps", "read_steps", "td_errors"]
+
+
+class Steps(NamedTuple):
+    """What is left of a batch once everything that must not count is cut off.
+
+    Attributes:
+        rewards: ``(B, T)``, 0 where ``mask`` is false.
+        values: ``(B, T)`` the value before each step. In an excluded response they stay, where finite: as returns
+            they teach the critic nothing.
+        mask: ``(B, T)`` bool, true on steps that count; all false in an excluded response.
+        last: ``(B,)`` :math:`V_{n+1}`, the value after the last step, or None where all are 0.
+    """
+
+    rewards: Tensor
+    values: Tensor
+    mask: Tensor
+    last: Tensor | None
+
+
+def read_steps(
+    owner: str,
+    token_level_rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    truncated: Tensor | None = None,
+    bootstrap_values: Tensor | None = None,
+) -> Steps:
+    """Cut off what must not count; one step per valid token.
+
+    Nothing is to be had after a finished response: its :math:`V_{n+1}` is 0. A truncated one would have gone on:
+    its :math:`V_{n+1}` is its bootstrap value, which must then be finite as a reward must.
+
+    Args:
+        owner: Who asks, for messages.
+        token_level_rewards: ``(B, T)``.
+        values: ``(B, T)``.
+        response_mask: ``(B, T)``, in any dtype.
+        truncated: ``(B,)``, in any dtype; without it every response is finished.
+        bootstrap_values: ``(B,)``.
+
+    Raises:
+        InputError: one of the last two without the other.
+    """
+    for name, given, other, missing in (
+        ("truncated", truncated, "bootstrap_values", bootstrap_values),
+        ("bootstrap_values", bootstrap_values, "truncated", truncated),
+    ):
+        if given is not None and missing is None:
+            raise InputError(f"{owner}: {name} is given without {other}; give both, or neither")
+    last = None
+    if truncated is not None and bootstrap_values is not None:
+        last = torch.where(masked.as_mask(truncated), bootstrap_values, 0)
+    others = (values,) if last is None else (values, last)
+    rewards, mask, _ = masked.valid(token_level_rewards, response_mask, *others)
+    old = masked.select(values, masked.as_mask(response_mask), rewards).nan_to_num(0.0, 0.0, 0.0)
+    return Steps(rewards, old, mask, last)
+
+
+def td_errors(steps: Steps, gamma: float) -> Tensor:
+    r"""What each step brought beyond its value: :math:`\delta_k = r_k + \gamma V_{k+1} - V_k`."""
+    following = next_valid(steps.values, steps.mask, steps.last)
+    return torch.where(steps.mask, steps.rewards + gamma * following - steps.values, 0)
