@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice
+from rl_estimators.masked import select
 
 __all__ = ["MODES", "aggregate", "masked_mean"]
 
@@ -67,14 +68,19 @@ def aggregate(
         losses = losses / per_row.clamp(min=1)[:, None]
     total: Tensor = losses.sum() * info.get("dp_size", 1)
     if loss_agg_mode == "token-mean":
-        total = total / info.get("batch_num_tokens", per_row.sum().clamp(min=1))
+        total = total / _at_least_one(info.get("batch_num_tokens", per_row.sum()))
     elif loss_agg_mode != "token-sum":
-        total = total / info.get("global_batch_size", (per_row > 0).sum().clamp(min=1))
+        total = total / _at_least_one(info.get("global_batch_size", (per_row > 0).sum()))
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        total = total / info.get("loss_scale_factor", max(mask.shape[-1], 1))
+        total = total / info.get("loss_scale_factor", _at_least_one(mask.shape[-1]))
     return total
+
+
+def _at_least_one(number: Any) -> Any:
+    """Nothing is counted where nothing is valid: 0 over 1 is the 0 that it should be."""
+    return number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over valid tokens, detached, 0 when there are none: for metrics."""
-    return torch.where(mask, x.detach(), 0).sum() / mask.sum().clamp(min=1)
+    return select(x.detach(), mask).sum() / mask.sum().clamp(min=1)

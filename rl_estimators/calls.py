@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.errors import DefinitionError
-from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Estimate
+from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Estimate, Registry
 
 __all__ = [
     "estimate",
@@ -33,17 +33,20 @@ list_value_loss = VALUE_LOSSES.names
 
 
 def get_adv_est(name: str) -> Callable[..., Any]:
-    """The function registered as advantage estimator ``name``, unchanged."""
+    """The function registered as advantage estimator ``name``, unchanged.
+
+    :func:`estimate` also checks its inputs and keeps gradients out.
+    """
     return ADV_ESTIMATORS.spec(name).function
 
 
 def get_policy_loss(name: str) -> Callable[..., Any]:
-    """The function registered as policy loss ``name``, unchanged."""
+    """The function registered as policy loss ``name``, unchanged; :func:`policy_loss` also checks its inputs."""
     return POLICY_LOSSES.spec(name).function
 
 
 def get_value_loss(name: str) -> Callable[..., Any]:
-    """The function registered as value loss ``name``, unchanged."""
+    """The function registered as value loss ``name``, unchanged; :func:`value_loss` also checks its inputs."""
     return VALUE_LOSSES.spec(name).function
 
 
@@ -82,10 +85,20 @@ def estimate(
     }
     with torch.no_grad():  # an advantage is a weight: no gradient may leak through the critic's values
         result = spec(given)
-    if not (isinstance(result, tuple) and len(result) == 2):
+    return _estimate(name, result, token_level_rewards)
+
+
+def _estimate(name: str, result: Any, rewards: Tensor) -> Estimate:
+    if not (isinstance(result, (tuple, list)) and len(result) == 2):
         raise DefinitionError(
             f"advantage estimator {name!r} returned {type(result).__name__}, expected (advantages, returns)"
         )
+    for label, tensor in zip(("advantages", "returns"), result, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.shape != rewards.shape:
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise DefinitionError(
+                f"advantage estimator {name!r} returned {found} as {label}, expected a tensor {tuple(rewards.shape)}"
+            )
     return Estimate(*result)
 
 
@@ -122,7 +135,7 @@ def policy_loss(
         "loss_agg_mode": loss_agg_mode,
         **options,
     }
-    return _pair("policy loss", name, POLICY_LOSSES.spec(name)(given))
+    return _run_loss(POLICY_LOSSES, name, given)
 
 
 def value_loss(
@@ -158,10 +171,20 @@ def value_loss(
         "loss_agg_mode": loss_agg_mode,
         **options,
     }
-    return _pair("value loss", name, VALUE_LOSSES.spec(name)(given))
+    return _run_loss(VALUE_LOSSES, name, given)
 
 
-def _pair(kind: str, name: str, result: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+def _run_loss(registry: Registry, name: str, given: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    spec = registry.spec(name)
+    if (
+        given["loss_agg_mode"] == "token-mean"
+        and "loss_agg_mode" not in spec.options
+        and not spec.takes_config
+    ):
+        del given["loss_agg_mode"]  # nobody asked for another way than the function's one
+    result = spec(given)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
-        raise DefinitionError(f"{kind} {name!r} returned {type(result).__name__}, expected (loss, metrics)")
+        raise DefinitionError(
+            f"{registry.kind} {name!r} returned {type(result).__name__}, expected (loss, metrics)"
+        )
     return result[0], result[1]

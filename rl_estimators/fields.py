@@ -23,7 +23,7 @@ class Field:
     """One input.
 
     Attributes:
-        dims: Names of its dimensions, ``B`` or ``T``; empty for what is passed on unseen.
+        dims: Names of its dimensions, ``B``, ``T`` or ``K`` (rewards of a response); empty for what is passed on unseen.
         kind: ``float``; ``mask`` (bool, or 0/1 in any dtype); ``index`` (names of groups); ``any``.
         meaning: What it holds.
         verl: How a verl user supplies it.
@@ -68,7 +68,8 @@ FIELDS: Mapping[str, Field] = {
     ),
     "reward_components": Field(
         ("B", "K"), "float", "each response's K rewards, before they are weighed and summed",
-        "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]` for what the reward function returns beside its score",
+        "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]` for what the reward function returns beside its "
+        "score (with `trainer.use_v1=False`: the v1 trainer does not bring it to the advantage step)",
         "the rewards of each of `reward_funcs`; pass them to `estimate` yourself until then",
     ),
     "old_log_probs": Field(
@@ -108,8 +109,8 @@ FIELDS: Mapping[str, Field] = {
     ),
 }  # fmt: skip
 
-# Numbers that every framework's configuration has: a parameter of that name needs no default.
-SETTINGS: Mapping[str, float] = {"gamma": 1.0, "lam": 1.0}
+# What every framework's configuration has: a parameter of that name needs no default.
+SETTINGS: Mapping[str, Any] = {"gamma": 1.0, "lam": 1.0, "loss_agg_mode": "token-mean"}
 
 
 def check(owner: str, inputs: Mapping[str, Any], required: Iterable[str]) -> None:
@@ -135,7 +136,7 @@ def check(owner: str, inputs: Mapping[str, Any], required: Iterable[str]) -> Non
 def as_index(index: "np.ndarray[Any, Any] | Sequence[Any] | Tensor") -> "np.ndarray[Any, Any]":
     """Names of groups as a 1-d numpy array: of objects from a list, of integers from a tensor."""
     if isinstance(index, Tensor):
-        return index.detach().cpu().numpy()
+        return index.detach().cpu().numpy().copy()  # a function may write into what it gets
     if isinstance(index, np.ndarray):
         return index
     names = (name.item() if isinstance(name, Tensor) else name for name in index)  # tensors hash by identity
@@ -146,10 +147,14 @@ def check_range(owner: str, low: float = 0.0, high: float = float("inf"), **opti
     """Refuse an option outside ``[low, high]``; None passes.
 
     Raises:
-        InputError: names the option, its value and the range.
+        InputError: it is no number, or outside; names the option, its value and the range.
     """
     for name, value in options.items():
-        if value is not None and not low <= value <= high:
+        if value is None:
+            continue
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number, Tensor)):
+            raise InputError(f"{owner}: {name} is {value!r}, expected a number")
+        if not low <= value <= high:
             raise InputError(f"{owner}: {name} is {value!r}, expected a number in [{low:g}, {high:g}]")
 
 
@@ -180,7 +185,8 @@ def _shape(owner: str, name: str, value: Any) -> tuple[int, ...]:
     elif field.kind == "float":
         dtype_fits, expected = value.is_floating_point(), "a floating dtype"
     elif field.kind == "index":
-        dtype_fits, expected = not (value.is_floating_point() or value.is_complex()), "integers"
+        odd = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+        dtype_fits, expected = not odd, "integers"
     else:
         dtype_fits, expected = _is_mask(value), "bool, or 0 and 1 in an integer or floating dtype"
     if not dtype_fits:

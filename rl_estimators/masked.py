@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_estimators.errors import InputError
 from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
 
@@ -79,10 +80,10 @@ def valid(token_level_rewards: Tensor, response_mask: Tensor, *others: Tensor) -
     """
     mask = as_mask(response_mask)
     rewards = select(token_level_rewards, mask, *others)
-    finite = torch.isfinite(rewards.sum(-1))
+    finite = torch.isfinite(rewards).all(-1)
     for other in others:
-        total = other if other.ndim == 1 else select(other, mask).sum(-1)
-        finite = finite & torch.isfinite(total)
+        sound = torch.isfinite(other) if other.ndim == 1 else torch.isfinite(select(other, mask)).all(-1)
+        finite = finite & sound
     written = mask.any(-1)
     count("excluded_responses", lambda: (written & ~finite).sum())
     rows = written & finite
@@ -123,9 +124,17 @@ def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torc
 
     Two responses share a group when their entries in ``index`` are equal as Python objects: "1", "01" and 1 are
     three groups.
+
+    Raises:
+        InputError: an entry cannot be hashed.
     """
     numbers: dict[Any, int] = {}
-    ids = [numbers.setdefault(name, len(numbers)) for name in as_index(index).tolist()]
+    try:
+        ids = [numbers.setdefault(name, len(numbers)) for name in as_index(index).tolist()]
+    except TypeError as error:
+        raise InputError(
+            f"index holds an entry that cannot be compared ({error}); use strings or integers"
+        ) from None
     return torch.tensor(ids, dtype=torch.long, device=device)
 
 
@@ -160,8 +169,16 @@ def grouped(
         *others: As in :func:`valid`.
     """
     rewards, mask, rows = valid(token_level_rewards, response_mask, *others)
-    scores = rewards.sum(-1)
+    scores = exact_sum(rewards)
     return Grouped(scores, group_ids(index, scores.device), rows, mask)
+
+
+def exact_sum(x: Tensor) -> Tensor:
+    """``(B,)`` sum over each row, the same in whatever order and at whatever places its numbers stand.
+
+    fp32 numbers of similar size are added in fp64 without rounding, so that equal scores are equal to the bit.
+    """
+    return x.sum(-1) if x.device.type == "mps" else x.double().sum(-1).to(x.dtype)  # mps has no fp64
 
 
 def to_tokens(x: Tensor, mask: Tensor) -> Tensor:

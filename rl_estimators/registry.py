@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from rl_estimators.errors import (
@@ -69,7 +70,7 @@ class Spec:
         required: Inputs it cannot do without.
         optional: Inputs it takes if they are there.
         options: Its other parameters and their defaults.
-        takes_config: It has a parameter ``config``.
+        takes_config: It has a parameter ``config``, or ``**kwargs`` to hold it, as in verl.
         takes_any: It has ``**kwargs``.
     """
 
@@ -109,20 +110,36 @@ class Spec:
         """
         given = {name: value for name, value in given.items() if name not in FIELDS}
         config = given.pop("config", None)
+        if config is not None and not self.takes_config:
+            raise InputError(f"{self.name} takes no config; its options: {self._known()}")
         named = {name: value for name, value in given.items() if name in self.options}
         other = {name: value for name, value in given.items() if name not in self.options}
-        for name in self.options:
-            if self.options[name] is inspect.Parameter.empty and name not in named:
+        for name, default in self.options.items():
+            if default is inspect.Parameter.empty and name not in named:
                 named[name] = SETTINGS[name]
+        for name, value in named.items():
+            self._check_type(name, value)
+        absorbed = (
+            self.takes_config and config is None
+        )  # a stand-in for verl's configuration holds every option
+        for name in other:
+            hint = did_you_mean(name, [*self.options, *self.required, *self.optional])
+            if not (self.takes_any or absorbed) or (hint and not self.takes_any):
+                raise InputError(f"{self.name} has no option {name!r}.{hint} Its options: {self._known()}.")
         if self.takes_config:
             named["config"] = Config({**SETTINGS, **given}) if config is None else config
-            other = {} if config is None else other
-        if other and not self.takes_any:
-            known = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
-            unknown = next(iter(other))
-            hint = did_you_mean(unknown, [*self.options, *self.required, *self.optional])
-            raise InputError(f"{self.name} has no option {unknown!r}.{hint} Its options: {known}.")
-        return named | other
+        return named | (other if self.takes_any else {})
+
+    def _known(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+
+    def _check_type(self, name: str, value: Any) -> None:
+        """A flag that is no bool, or None where a number is due, would train on other numbers in silence."""
+        default = self.options[name]
+        if isinstance(default, bool) and not isinstance(value, (bool, np.bool_)):
+            raise InputError(f"{self.name}: {name} is {value!r}, expected True or False")
+        if value is None and default is not None:
+            raise InputError(f"{self.name}: {name} is None, expected a value; leave it out for the default")
 
 
 class Registry:
@@ -141,16 +158,19 @@ class Registry:
         self._listeners: list[Callable[[str], None]] = []
 
     def register(self, name: str, *, source: str = "") -> Callable[[F], F]:
-        """Decorator that registers a function under ``name`` and returns it unchanged.
+        """Decorator that registers a function under ``name`` (a string or a string enum) and returns it unchanged.
 
         Raises:
             DuplicateNameError: another function has this name.
             DefinitionError: a parameter is neither a known input nor an option with a default.
         """
+        name = getattr(name, "value", name)
+        if not isinstance(name, str):
+            raise DefinitionError(f'a {self.kind} is registered by name, @register("name"), not as {name!r}')
 
         def decorator(function: F) -> F:
             known = self._specs.get(name)
-            if known is not None and _where(known.function) != _where(function):  # a reload may repeat itself
+            if known is not None and not _same(known.function, function):
                 raise DuplicateNameError(
                     f"{self.kind} {name!r} is already {_where(known.function)}; "
                     f"register {_where(function)} under another name"
@@ -213,13 +233,13 @@ class Registry:
         self._loaded.add(name)
 
     def _refuse_rivals(self, name: str, offers: list[importlib.metadata.EntryPoint]) -> None:
-        owners = [f"{offer.value} of {_distribution(offer)}" for offer in offers]
         known = self._specs.get(name)
-        if (
-            known is not None
-            and name not in self._loaded
-            and known.function.__module__ not in {o.module for o in offers}
-        ):
+        registered = known is not None and name not in self._loaded
+        if known is not None and registered and len(offers) == 1 and _leads_to(offers[0], known.function):
+            self._loaded.add(name)
+            return
+        owners = [f"{offer.value} of {_distribution(offer)}" for offer in offers]
+        if known is not None and registered:
             owners.insert(0, _where(known.function))
         if len(owners) > 1:
             raise DuplicateNameError(
@@ -232,7 +252,12 @@ def _read(kind: str, name: str, function: Callable[..., Any], source: str) -> Sp
     required: list[str] = []
     optional: list[str] = []
     options: dict[str, Any] = {}
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise DefinitionError(
+            f"{kind} {name!r}: {function!r} is no function with a signature to read"
+        ) from None
     for parameter in parameters.values():
         has_default = parameter.default is not parameter.empty
         if parameter.kind is parameter.POSITIONAL_ONLY:
@@ -251,9 +276,27 @@ def _read(kind: str, name: str, function: Callable[..., Any], source: str) -> Sp
                 f"{did_you_mean(parameter.name, FIELDS)} Known inputs: {', '.join(FIELDS)}."
             )
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return Spec(
-        name, function, source, (*required,), (*optional,), options, "config" in parameters, takes_any
-    )
+    takes_config = "config" in parameters or takes_any
+    return Spec(name, function, source, (*required,), (*optional,), options, takes_config, takes_any)
+
+
+def _same(known: Callable[..., Any], function: Callable[..., Any]) -> bool:
+    """Whether a module has been reloaded, or a notebook's cell run again, rather than the name taken by another."""
+    if known is function:
+        return True
+    code, other = (getattr(inspect.unwrap(f), "__code__", None) for f in (known, function))
+    if code is None or other is None or _where(known) != _where(function) or "<" in _where(function):
+        return False
+    place = (code.co_filename, code.co_firstlineno)
+    return function.__module__ == "__main__" or place == (other.co_filename, other.co_firstlineno)
+
+
+def _leads_to(offer: importlib.metadata.EntryPoint, function: Callable[..., Any]) -> bool:
+    """Whether an entry point leads to a function that has been registered already."""
+    try:
+        return offer.load() is function
+    except Exception:  # then it is a rival, and is named as one
+        return False
 
 
 def _where(function: Callable[..., Any]) -> str:

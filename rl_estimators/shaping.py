@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check_choice, check_range
+from rl_estimators.fields import check, check_choice, check_range
 from rl_estimators.masked import as_mask, select
 
 __all__ = [
@@ -52,9 +52,11 @@ def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor, pe
         ``(B, T)``, exactly 0 at masked positions.
 
     Raises:
-        InputError: an unknown penalty.
+        InputError: an unknown penalty, a wrong shape or dtype.
     """
     check_choice("kl_penalty", "penalty", penalty, PENALTIES)
+    given = {"log_prob": log_prob, "ref_log_prob": ref_log_prob, "response_mask": response_mask}
+    check("kl_penalty", given, ())
     mask = as_mask(response_mask)
     d = select(ref_log_prob, mask, log_prob) - select(log_prob, mask, ref_log_prob)
     if penalty == "k1":
@@ -96,6 +98,7 @@ def kl_in_reward(
     """
     check_range("kl_in_reward", beta=beta)
     check_choice("kl_in_reward", "penalty", penalty, PENALTIES)
+    check("kl_in_reward", {"token_level_rewards": token_level_rewards, "response_mask": response_mask}, ())
     rewards = select(token_level_rewards, as_mask(response_mask), log_prob, ref_log_prob)
     if beta == 0:
         return rewards
@@ -168,7 +171,7 @@ class AdaptiveKLController:
                 "AdaptiveKLController: current_kl is nan; leave out responses whose log-probabilities are not finite"
             )
         error = min(max(current_kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n_steps / self.horizon
+        self.value *= max(1 + error * n_steps / self.horizon, 0.0)  # a huge batch must not make it pay for KL
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:

@@ -34,7 +34,8 @@ def gae(
 
     over the valid tokens k = 1 ... n of a response. :math:`V_{n+1}` is 0, or the bootstrap value of a truncated
     response. With lambda = 0 the advantage is the TD error (all bias is the critic's), with lambda = 1 it is the
-    Monte Carlo return minus V (no bias, all the variance). The returns R, the critic's targets, are taken before the advantages are whitened.
+    Monte Carlo return minus V (no bias, all the variance). The returns R, the critic's targets, are taken before
+    the advantages are whitened.
 
     Departures from verl 0.9: returns are 0 at masked positions, where verl has A + V of garbage; nothing at a
     masked position touches a valid token; whitening equal numbers gives exactly 0.

@@ -4,7 +4,7 @@ Source: Shao et al., DeepSeekMath, section 4.1.2, outcome supervision (https://a
 Without the division it is the advantage of Dr. GRPO (Liu et al., https://arxiv.org/abs/2503.20783).
 """
 
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,15 +16,8 @@ from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import Estimate
 
-Option = TypeVar("Option")
-
-
-class _Preset(NamedTuple):
-    epsilon: float
-    singleton: Literal["zero", "raw"]
-
-
-_PRESETS = {None: _Preset(1e-6, "zero"), "verl": _Preset(1e-6, "raw"), "trl": _Preset(1e-4, "zero")}
+_DEFAULTS = {"epsilon": 1e-6, "singleton": "zero"}
+_COMPAT: dict[str, dict[str, Any]] = {"verl": {"singleton": "raw"}, "trl": {"epsilon": 1e-4}}
 
 
 @register_adv_est("grpo", source="https://arxiv.org/abs/2402.03300 section 4.1.2")
@@ -33,8 +26,8 @@ def grpo(
     response_mask: Tensor,
     index: "np.ndarray[Any, Any] | list[Any] | Tensor",
     norm_by_std: bool = True,
-    epsilon: float | None = None,
-    singleton: Literal["zero", "raw"] | None = None,
+    epsilon: float = 1e-6,
+    singleton: Literal["zero", "raw"] = "zero",
     compat: Literal["verl", "trl"] | None = None,
 ) -> Estimate:
     r"""Give every token of a response the response's standing among its siblings.
@@ -54,10 +47,10 @@ def grpo(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         index: ``(B,)`` the prompt of each response, in any order: numpy array, list or integer tensor.
         norm_by_std: Divide by the group's standard deviation.
-        epsilon: Added to the standard deviation, in units of reward; at least 0. By default 1e-6.
-        singleton: What a group of one gets: ``"zero"``, the default, or verl's ``"raw"`` score (over 1 + epsilon).
-        compat: Take epsilon and singleton from another library, for the numbers a run with it had: ``"verl"`` 0.9:
-            1e-6 and raw; ``"trl"`` 1.16: 1e-4 and zero. Its rewards of masked tokens and its rounding errors on
+        epsilon: Added to the standard deviation, in units of reward; at least 0.
+        singleton: What a group of one gets: ``"zero"``, or verl's ``"raw"`` score (over 1 + epsilon).
+        compat: In place of the defaults of the two options above take another library's, for the numbers a run with
+            it had: ``"verl"`` 0.9: 1e-6 and raw; ``"trl"`` 1.16: 1e-4 and zero. Its rewards of masked tokens and its rounding errors on
             equal scores are not taken over. TRL's ``scale_rewards="none"`` is ``norm_by_std=False``.
 
     Returns:
@@ -67,10 +60,7 @@ def grpo(
         InputError: epsilon below 0, an unknown ``singleton`` or ``compat``, or one that contradicts ``compat``.
     """
     if compat is not None:
-        check_choice("grpo", "compat", compat, ("verl", "trl"))
-    preset = _PRESETS[compat]
-    epsilon = _resolve("epsilon", epsilon, preset.epsilon, compat)
-    singleton = _resolve("singleton", singleton, preset.singleton, compat)
+        epsilon, singleton = _of_library(compat, epsilon=epsilon, singleton=singleton)
     check_range("grpo", epsilon=epsilon)
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
     scores, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index)
@@ -84,12 +74,13 @@ def grpo(
     return Estimate(advantages, advantages)
 
 
-def _resolve(name: str, given: Option | None, preset: Option, compat: str | None) -> Option:
-    """The option that is given, or else the preset's."""
-    if given is None:
-        return preset
-    if compat is not None and given != preset:
-        raise InputError(
-            f"grpo: {name}={given!r} contradicts compat={compat!r}, which has {preset!r}; drop one"
-        )
-    return given
+def _of_library(compat: str, **given: Any) -> tuple[Any, ...]:
+    """The library's options, if nothing else was asked for."""
+    check_choice("grpo", "compat", compat, _COMPAT)
+    theirs = {**_DEFAULTS, **_COMPAT[compat]}
+    for name, value in given.items():
+        if value not in (_DEFAULTS[name], theirs[name]):
+            raise InputError(
+                f"grpo: {name}={value!r} contradicts compat={compat!r}, which has {theirs[name]!r}; drop one"
+            )
+    return tuple(theirs[name] for name in given)

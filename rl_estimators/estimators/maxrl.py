@@ -48,12 +48,14 @@ def maxrl(
         InputError: a score is negative.
     """
     scores, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index)
-    lowest = scores.amin().item() if len(scores) else 0.0
-    if lowest < 0:
+    rounding = 1e-6 * torch.where(mask, token_level_rewards, 0).to(scores.dtype).abs().sum(-1)
+    if (scores < -rounding).any():
+        lowest = scores.amin().item()
         raise InputError(
             f"maxrl: a response scores {lowest:g}, expected at least 0, for advantages are divided by the group's "
             "mean score; shift the rewards, and put a KL penalty into the loss rather than the reward"
         )
+    scores = scores.clamp(min=0)
     size = masked.group_sum(rows.to(scores.dtype), ids)
     mean = masked.group_sum(scores, ids) / size
     relative = torch.where(mean > 0, masked.group_centred(scores, ids, rows) / mean, 0)

@@ -47,7 +47,7 @@ def ppo_clip(
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
         clip_ratio_low: :math:`\epsilon_{low}`, in [0, 1].
         clip_ratio_high: :math:`\epsilon_{high}`, at least 0.
-        clip_ratio_c: The dual clip's c, above 1, or None for none.
+        clip_ratio_c: The dual clip's c, at least 1, or None for none.
         rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
 

@@ -785,9 +785,8 @@ def test_grpo_without_compat_is_neither():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compat": "trl", "epsilon": 1e-6}, "grpo: epsilon=1e-06 contradicts compat='trl', which has 0.0001; drop one"),
+        ({"compat": "trl", "epsilon": 1e-3}, "grpo: epsilon=0.001 contradicts compat='trl', which has 0.0001; drop one"),
         ({"compat": "trl", "singleton": "raw"}, "grpo: singleton='raw' contradicts compat='trl', which has 'zero'"),
-        ({"compat": "verl", "singleton": "zero"}, "grpo: singleton='zero' contradicts compat='verl', which has 'raw'"),
         ({"compat": "ver"}, "grpo: compat is 'ver', expected one of verl, trl. Did you mean 'verl'"),
     ],
 )  # fmt: skip

@@ -102,3 +102,17 @@ def test_only_the_critic_in_training_gets_a_gradient(name):
     rl_estimators.value_loss(name, **inputs, returns=returns, response_mask=torch.ones(1, 1))[0].backward()
     assert inputs["vpreds"].grad.tolist() == [[1.0]]
     assert [inputs["values"].grad, returns.grad] == [None, None]
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+def test_a_global_batch_without_tokens_gives_zero(mode):
+    info = {"batch_num_tokens": 0, "global_batch_size": 0}
+    loss, _ = policy(mask=((0, 0),), loss_agg_mode=mode, global_batch_info=info)
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize("name", ["clipped", "huber", "mse"])
+def test_metrics_of_half_precision_are_computed_in_fp32(name):
+    inputs = dict.fromkeys(("vpreds", "values", "returns"), torch.full((1, 2), 0.1, dtype=torch.bfloat16))
+    _, metrics = rl_estimators.value_loss(name, **inputs, response_mask=torch.ones(1, 2))
+    assert metrics["vpred_mean"].dtype == torch.float32

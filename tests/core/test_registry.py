@@ -302,3 +302,108 @@ def test_every_error_survives_pickling():
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error)
         assert str(copy) == "what was wrong"
+
+
+class TestWhatOthersRegister:
+    def test_two_functions_of_one_name_and_place(self, registry):
+        def make():
+            def est(token_level_rewards): ...
+
+            return est
+
+        registry.register("est")(make())
+        with pytest.raises(
+            DuplicateNameError, match=r"'est' is already .*est; register .*est under another name"
+        ):
+            registry.register("est")(make())
+
+    def test_verls_enum_is_a_name(self, registry):
+        from enum import Enum
+
+        class Name(str, Enum):
+            MINE = "mine"
+
+        registry.register(Name.MINE)(lambda token_level_rewards: None)
+        assert registry.names() == ["mine"]
+
+    def test_the_decorator_without_its_name(self, registry):
+        with pytest.raises(
+            DefinitionError, match=r'registered by name, @register\("name"\), not as <function'
+        ):
+            registry.register(lambda token_level_rewards: None)
+
+    def test_what_is_no_function(self, registry):
+        with pytest.raises(DefinitionError, match=r"'mine': 3 is no function with a signature to read"):
+            registry.register("mine")(3)
+
+    def test_an_offer_re_exported_by_its_package_is_the_same_function(self, monkeypatch, tmp_path):
+        registry = offered(monkeypatch, tmp_path, good=["somebody_else:good"])
+        (tmp_path / "somebody_else.py").write_text("from somebody import good\n")
+        import somebody
+
+        registry.register("good")(somebody.good)
+        assert registry.spec("good").function is somebody.good
+        for name in ("somebody", "somebody_else"):
+            monkeypatch.delitem(sys.modules, name)
+
+    def test_keywords_bring_the_config_along_as_in_verl(self, registered):
+        @registered
+        def mine(token_level_rewards, response_mask, **kwargs):
+            return token_level_rewards * kwargs["config"].gamma, token_level_rewards
+
+        assert rl_estimators.estimate("mine", **batch(), gamma=0.5).advantages.tolist() == [
+            [0, 0.5],
+            [0, 1.5],
+        ]
+
+    def test_a_near_miss_is_no_option_of_a_config(self, registered):
+        @registered
+        def mine(token_level_rewards, response_mask, epsilon=1e-6, config=None):
+            return token_level_rewards, token_level_rewards
+
+        with pytest.raises(InputError, match=r"mine has no option 'epsilom'. Did you mean 'epsilon'\?"):
+            rl_estimators.estimate("mine", **batch(), epsilom=1)
+
+    @pytest.mark.parametrize("result", [None, (torch.zeros(2), torch.zeros(2, 2)), (torch.zeros(2, 2), None)])
+    def test_what_is_returned_has_the_shape_of_the_rewards(self, registered, result):
+        registered(lambda token_level_rewards, response_mask: result)
+        with pytest.raises(DefinitionError, match=r"'mine' returned .*expected"):
+            rl_estimators.estimate("mine", **batch())
+
+    def test_a_loss_with_one_way_of_averaging(self, monkeypatch):
+        from rl_estimators.registry import VALUE_LOSSES
+
+        monkeypatch.setattr(VALUE_LOSSES, "_specs", dict(VALUE_LOSSES._specs))
+        rl_estimators.register_value_loss("mine")(lambda vpreds: (vpreds.sum(), {}))
+        one = {name: torch.ones(1, 1) for name in ("vpreds", "values", "returns", "response_mask")}
+        assert rl_estimators.value_loss("mine", **one)[0] == 1
+        with pytest.raises(InputError, match="mine has no option 'loss_agg_mode'"):
+            rl_estimators.value_loss("mine", **one, loss_agg_mode="token-sum")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("grpo", {"norm_by_std": "false"}, "grpo: norm_by_std is 'false', expected True or False"),
+        ("grpo", {"epsilon": None}, "grpo: epsilon is None, expected a value; leave it out for the default"),
+        ("reinforce_pp", {"gamma": "0.9"}, "reinforce_pp: gamma is '0.9', expected a number"),
+        ("reinforce_pp", {"config": {"gamma": 0.5}}, "reinforce_pp takes no config; its options: gamma=1.0"),
+        (
+            "grpo",
+            {"index": [[1], [2]]},
+            r"index holds an entry that cannot be compared \(unhashable type: 'list'\)",
+        ),
+        ("grpo", {"index": torch.ones(2, dtype=torch.bool)}, "index has dtype torch.bool, expected integers"),
+    ],
+)
+def test_options_of_a_wrong_type(name, options, message):
+    with pytest.raises(InputError, match=message):
+        rl_estimators.estimate(name, **{**batch(), **options})
+
+
+def test_the_callers_index_is_not_written_into():
+    from rl_estimators.fields import as_index
+
+    index = torch.tensor([3, 3])
+    as_index(index)[0] = 9
+    assert index.tolist() == [3, 3]

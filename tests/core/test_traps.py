@@ -465,3 +465,28 @@ def test_one_bad_score_spreads_in_verl(name):
     """To its group in GRPO, to the batch where advantages are whitened."""
     rewards, mask = shared_nan()
     assert verl_estimate(name, rewards, mask, **inputs_of(name, 5, 1))[0].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "opo", "gpg", "grpo_passk", "maxrl"])
+def test_process_rewards_of_equal_sum_are_equal_scores(name):
+    """The same twenty rewards in every row, in another order and at other places: fp32 sums would differ.
+
+    Exactly 0 all the same: sums of fp32 numbers of similar size are exact in fp64.
+    """
+    random = torch.Generator().manual_seed(0)
+    values = 50 + torch.rand(20, generator=random)
+    rewards, mask = torch.zeros(4, 40), torch.zeros(4, 40)
+    for row in range(4):
+        places = torch.randperm(40, generator=random)[:20]
+        rewards[row, places] = values[torch.randperm(20, generator=random)]
+        mask[row, places] = 1
+    assert len({*rewards.sum(-1).tolist()}) > 1, "the case would show nothing"
+    given = {"token_level_rewards": rewards, "response_mask": mask, "index": ["q"] * 4}
+    assert (rl_estimators.estimate(name, **given).advantages == 0).all()
+
+
+def test_a_score_of_zero_made_of_rewards_that_round_is_not_negative():
+    """0.7 - 0.6 - 0.1 is -3.7e-8 in fp32; `maxrl` refuses negative scores, not rounding errors."""
+    rewards = torch.tensor([[0.7, -0.6, -0.1], [1.0, 0.0, 0.0]])
+    given = {"token_level_rewards": rewards, "response_mask": torch.ones(2, 3), "index": ["q", "q"]}
+    assert rl_estimators.estimate("maxrl", **given).advantages.tolist() == [[-1.0] * 3, [1.0] * 3]
