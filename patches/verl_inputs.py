@@ -5,6 +5,7 @@ original and, for the length of that call, keeps the batch where our estimators 
 of greedy responses join it first, for verl's own `remax` too.
 """
 
+import inspect
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
@@ -12,9 +13,12 @@ from rl_estimators.verl import batch, greedy
 
 
 def wrap(original: Function) -> Function:
+    parameters = inspect.signature(original)
+
     def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
         greedy.attach(data)
-        with batch.estimating(data):
+        given = parameters.bind(data, *args, **kwargs).arguments
+        with batch.estimating(**given):
             return original(data, *args, **kwargs)
 
     return compute_advantage

@@ -1,7 +1,7 @@
 """Asking for values switches the critic on, and what cannot work is said before anything starts.
 
-`need_critic` is the one function that every trainer of verl calls with the whole configuration before it builds
-anything, first of all in `main_ppo` itself, before Ray is started.
+`need_critic` is the one function that verl's trainers call with the configuration before they build anything, first
+of all in `main_ppo` itself, before Ray is started. Others call it with a part of the configuration, which must not hurt.
 """
 
 from typing import Any

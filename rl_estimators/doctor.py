@@ -23,6 +23,7 @@ VERL = ">=0.9,<0.10"
 TRL = ">=1.12,<2"
 INSTALL_VERL = "pip install 'rl-estimators[verl]'"
 INSTALL_TRL = "pip install 'rl-estimators[trl]'"
+_VERL_08 = "export VERL_USE_EXTERNAL_MODULES=rl_estimators.verl.plugin, or install verl 0.9"
 REINSTALL = "pip install --force-reinstall --no-deps rl-estimators"
 # What verl's trainers import and a plain `pip install verl` leaves out.
 _VERL_NEEDS = ("ray", "fastapi", "uvicorn", "cachetools", "transfer_queue", "tensordict", "hydra")
@@ -73,6 +74,8 @@ def _versions() -> Iterator[Finding]:
             yield Finding("note", f"{name} is not installed", install)
         elif SpecifierSet(supported).contains(release, prereleases=True):
             yield Finding("ok", f"{name} {release}")
+        elif name == "verl" and SpecifierSet("~=0.8.0").contains(release):
+            yield Finding("note", f"verl {release}: estimators only, no hook is applied", _VERL_08)
         else:
             yield Finding("bad", f"{name} {release} is not supported, expected {supported}", install)
     if _release("verl") is None and _release("trl") is None:

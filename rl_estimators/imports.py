@@ -13,6 +13,7 @@ from types import ModuleType
 __all__ = ["when_imported"]
 
 Callback = Callable[[ModuleType], None]
+_HEARD = "__rl_estimators_listens__"
 
 
 def when_imported(module: str, callback: Callback) -> None:
@@ -42,7 +43,8 @@ class _Finder:
         if name not in _callbacks:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+            find = None if finder is self else getattr(finder, "find_spec", None)  # importlib skips such, too
+            spec: ModuleSpec | None = find(name, path, target) if find else None
             if spec is not None:
                 _listen(spec)
                 return spec
@@ -51,16 +53,19 @@ class _Finder:
 
 def _listen(spec: ModuleSpec) -> None:
     loader = spec.loader
-    if loader is None:  # a namespace package: nothing is executed
+    if loader is None or hasattr(
+        loader, _HEARD
+    ):  # a namespace package executes nothing; a loader may be shared
         return
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         execute(module)
-        for callback in tuple(_callbacks[module.__name__]):
+        for callback in tuple(_callbacks.get(module.__name__, ())):
             callback(module)
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
+    setattr(loader, _HEARD, True)
 
 
 _callbacks: dict[str, list[Callback]] = {}

@@ -24,7 +24,18 @@ from packaging.specifiers import SpecifierSet
 from rl_estimators.errors import PatchError
 from rl_estimators.imports import when_imported
 
-__all__ = ["Patch", "State", "Status", "digest", "install", "report", "require", "signature", "uninstall"]
+__all__ = [
+    "Patch",
+    "State",
+    "Status",
+    "digest",
+    "disabled",
+    "install",
+    "report",
+    "require",
+    "signature",
+    "uninstall",
+]
 
 DISABLE = "RL_ESTIMATORS_DISABLE_PATCHES"  # "all", or names of patches, separated by commas
 STRICT = "RL_ESTIMATORS_STRICT"  # "1": a patch that should apply and cannot raises at import
@@ -112,7 +123,14 @@ def install(patch: Patch) -> None:
         raise PatchError(f"two different patches are named {patch.name!r}; rename one of them")
     if known is None:
         _statuses[patch.name] = Status(patch, State.PENDING)
+        if {"all", patch.name} & disabled():
+            _statuses[patch.name] = Status(patch, State.DISABLED, f"by {DISABLE}")
         when_imported(patch.module, functools.partial(_on_import, patch))
+
+
+def disabled() -> set[str]:
+    """The names that ``RL_ESTIMATORS_DISABLE_PATCHES`` lists."""
+    return {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
 
 
 def report() -> list[Status]:
@@ -176,8 +194,6 @@ def _on_import(patch: Patch, module: ModuleType) -> None:
 def _apply(patch: Patch, module: ModuleType) -> Status:
     if _statuses[patch.name].state is State.DISABLED:
         return _statuses[patch.name]
-    if {"all", patch.name} & {name.strip() for name in os.environ.get(DISABLE, "").split(",")}:
-        return Status(patch, State.DISABLED, f"by {DISABLE}")
     if not patch.needed():
         return Status(patch, State.UNNEEDED)
     release = importlib.metadata.version(patch.distribution)
@@ -198,14 +214,18 @@ def _apply(patch: Patch, module: ModuleType) -> Status:
     replacement = functools.wraps(original)(patch.wrap(original))  # keeps its name: Ray pickles by reference
     setattr(replacement, _MARK, patch.name)
     setattr(owner, leaf, replacement)
-    return Status(patch, State.APPLIED, _holders(original))
+    return Status(patch, State.APPLIED, _holders(original, patch.module.partition(".")[0]))
 
 
-def _holders(original: Function) -> str:
-    """Where loaded modules still hold the original because they imported it by name before us."""
+def _holders(original: Function, family: str) -> str:
+    """Where loaded modules still hold the original because they imported it by name before us.
+
+    Only in modules whose names begin with ``family``, the upstream package: all of them are thousands.
+    """
     holders = [
         f"{module}.{name}"
         for module, namespace in list(sys.modules.items())
+        if module.startswith(family) or module == "__main__"
         for name, value in list(getattr(namespace, "__dict__", {}).items())
         if value is original
     ]

@@ -8,23 +8,38 @@ signature asks for.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from rl_estimators.fields import FIELDS
 
-__all__ = ["estimating", "inputs"]
+__all__ = ["estimating", "inputs", "settings"]
 
 _batch: ContextVar[Any] = ContextVar("rl_estimators_verl_batch", default=None)
+_settings: ContextVar[Mapping[str, Any]] = ContextVar(
+    "rl_estimators_verl_settings", default=MappingProxyType({})
+)
 
 
 @contextmanager
-def estimating(data: Any) -> Iterator[None]:
-    """Make ``data``, verl's ``DataProto``, the batch that :func:`inputs` reads."""
-    token = _batch.set(data)
+def estimating(data: Any, **settings: Any) -> Iterator[None]:
+    """Make ``data``, verl's ``DataProto``, the batch that :func:`inputs` reads.
+
+    Args:
+        data: The batch.
+        **settings: The other arguments of ``compute_advantage``, as far as they were given.
+    """
+    token, other = _batch.set(data), _settings.set(settings)
     try:
         yield
     finally:
         _batch.reset(token)
+        _settings.reset(other)
+
+
+def settings() -> Mapping[str, Any]:
+    """What ``compute_advantage`` was called with beside the batch, e.g. ``gamma``; nothing outside of it."""
+    return _settings.get()
 
 
 def inputs() -> Mapping[str, Any]:

@@ -82,14 +82,15 @@ def options(spec: Spec, config: Any) -> dict[str, Any]:
         InputError: ``adv_estimator_kwargs`` is no mapping.
     """
     found: dict[str, Any] = {}
-    if config is None:
-        return found
-    if spec.takes_config:
+    called_with = batch.settings()  # a trainer may call compute_advantage with gamma and without a config
+    config = {} if config is None else config
+    if spec.takes_config and config:
         found["config"] = config
     theirs = {"gamma": "gamma", "lam": "lam", "norm_by_std": "norm_adv_by_std_in_grpo"}
     for ours, key in theirs.items():
-        if ours in spec.options and config.get(key) is not None:
-            found[ours] = config.get(key)
+        value = config.get(key, called_with.get(key))
+        if ours in spec.options and value is not None:
+            found[ours] = value
     own = config.get(OPTIONS_KEY)
     if own is not None and not hasattr(own, "items"):
         raise InputError(

@@ -166,7 +166,7 @@ async def _score_greedy(worker: Any, output: Any, validate: bool, **kwargs: Any)
 async def _score_sample(worker: Any, greedy: Any, outputs: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Score a sample, wait for the greedy session and add what it gave to the fields of the sample's rows."""
     await worker._compute_score(outputs, kwargs=kwargs)
-    fields = await greedy
+    fields = await asyncio.shield(greedy)  # one cancelled sample must not take the others along
     if fields is None:
         raise EstimatorError(f"prompt {kwargs['uid']} is dropped, as its greedy rollout failed")
     kwargs.update(fields)  # verl writes these as columns of every row

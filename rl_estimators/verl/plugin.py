@@ -31,8 +31,16 @@ def load() -> None:
     """Arm every hook into verl. Imports nothing of verl's."""
     for module, target in HOOKS:
         when_imported(module, functools.partial(_call, target))
-    for patch in importlib.import_module("rl_estimators.patches").VERL:  # by name: nothing imports patches
+    patches = importlib.import_module("rl_estimators.patches").VERL  # by name: nothing imports patches
+    for patch in patches:
         patching.install(patch)
+    if unknown := patching.disabled() - {"all", *(patch.name for patch in patches)}:
+        known = ", ".join(patch.name for patch in patches)
+        print(
+            f"rl_estimators: {patching.DISABLE} names no hook {', '.join(sorted(unknown))}; there are {known}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _call(target: str, module: ModuleType) -> None:

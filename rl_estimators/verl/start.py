@@ -1,53 +1,118 @@
 """Said at start rather than after the first rollout: what the configuration asks for and cannot get."""
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 from rl_estimators import patching
 from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS
 from rl_estimators.hints import did_you_mean
+from rl_estimators.registry import ADV_ESTIMATORS, Spec
 from rl_estimators.verl import greedy
-from rl_estimators.verl.estimators import options, spec_of
+from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
 
 __all__ = ["prepare"]
 
+_KEY = "algorithm.adv_estimator"
+
 
 def prepare(config: Any) -> bool:
-    """Check verl's whole configuration against what its estimator needs.
+    """Check verl's configuration against what its estimator needs.
 
-    Called several times in a run, in the driver and in the trainer's process.
+    Called several times in a run, in the driver and in the trainer's process, and by others with a part of the
+    configuration: what is not ours, or not there, is left to verl.
 
     Returns:
         Whether the estimator needs a critic.
 
     Raises:
-        UnknownNameError: no estimator has that name.
-        InputError: an input cannot be provided under this configuration, or an option is unknown.
+        UnknownNameError: no estimator has that name, and it is close to one of ours.
+        InputError: an input cannot be provided under this configuration, or an option does not fit.
         PatchError: a hook that the estimator needs is not in force.
     """
-    name = str(getattr(config.algorithm.adv_estimator, "value", config.algorithm.adv_estimator))
-    known = importlib.import_module("verl.trainer.ppo.core_algos").ADV_ESTIMATOR_REGISTRY
-    if name not in known:
-        raise UnknownNameError(
-            f"algorithm.adv_estimator={name}: no such estimator.{did_you_mean(name, known)} "
-            f"Known: {', '.join(sorted(known))}."
-        )
-    spec = spec_of(name)
-    greedy.check(config)  # also for verl's own remax
-    if spec is None:  # verl's own: verl knows what else it needs
+    algorithm = config.get("algorithm")
+    name = algorithm.get("adv_estimator") if algorithm is not None else None
+    if name is None:
         return False
-    spec.options_from(options(spec, config.algorithm))
+    name = str(getattr(name, "value", name))
+    _refuse_unknown(name)
+    spec = spec_of(name)
+    if config.get("trainer") is not None:
+        greedy.check(config)  # also for verl's own remax
+    if spec is None:  # verl's own, or somebody else's: they know what else it needs
+        if algorithm.get(OPTIONS_KEY) and f"{PREFIX}{name}" in _known():
+            raise InputError(
+                f"algorithm.{OPTIONS_KEY} is set and {_KEY}={name} is verl's own, which does not read it; "
+                f"ours is {PREFIX}{name}"
+            )
+        return False
+    _check_inputs(name, spec, config)
+    _check_options(name, spec, config)
+    return "values" in spec.required
+
+
+def _known() -> Mapping[str, Any]:
+    registry: Mapping[str, Any] = importlib.import_module(
+        "verl.trainer.ppo.core_algos"
+    ).ADV_ESTIMATOR_REGISTRY
+    return registry
+
+
+def _refuse_unknown(name: str) -> None:
+    """A name that nobody has may be a trainer's own; one that looks like ours is a slip."""
+    known = _known()
+    ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
+    if name not in known and (name.startswith(PREFIX) or difflib.get_close_matches(name, ours, n=1)):
+        raise UnknownNameError(
+            f"{_KEY}={name}: no such estimator.{did_you_mean(name, ours)} Known: {', '.join(sorted(known))}."
+        )
+
+
+def _check_inputs(name: str, spec: Spec, config: Any) -> None:
+    asked = (*spec.required, *spec.optional)
     for needed in spec.required:
         if needed in _PROVIDED and not _PROVIDED[needed](config):
-            raise InputError(
-                f"algorithm.adv_estimator={name} needs {needed} ({FIELDS[needed].meaning}), which this "
-                f"configuration does not provide; set {FIELDS[needed].verl}"
-            )
-    if {*spec.required, *spec.optional} - _HANDED_OVER:
-        patching.require("verl_inputs", purpose=f"algorithm.adv_estimator={name}")
-    return "values" in spec.required
+            raise InputError(_cannot(name, needed))
+    v1 = config.trainer.get("use_v1", True)
+    if "reward_components" in asked and (
+        v1 or not (config.algorithm.get(OPTIONS_KEY) or {}).get("reward_keys")
+    ):
+        raise InputError(_cannot(name, "reward_components"))
+    if set(asked) - _HANDED_OVER:
+        patching.require("verl_inputs", purpose=f"{_KEY}={name}")
+    if "index" in asked and v1:
+        patching.require("verl_sessions", purpose=f"{_KEY}={name}")
+
+
+def _cannot(name: str, needed: str) -> str:
+    field = FIELDS[needed]
+    return f"{_KEY}={name} needs {needed} ({field.meaning}), which this configuration does not provide; set {field.verl}"
+
+
+def _check_options(name: str, spec: Spec, config: Any) -> None:
+    """Unknown names for everybody's estimators; for ours also the values, by estimating one empty token."""
+    given = options(spec, config.algorithm)
+    try:
+        spec.options_from(given)
+        if (
+            str(spec.function.__module__).startswith("rl_estimators.")
+            and "reward_components" not in spec.optional
+        ):
+            spec({**{field: _nothing(field) for field in spec.required}, **given})
+    except InputError as error:
+        raise InputError(f"{_KEY}={name}: {error} Options stand in algorithm.{OPTIONS_KEY}.NAME.") from None
+
+
+def _nothing(field: str) -> Any:
+    return ["a"] if field == "index" else torch.zeros([1] * len(FIELDS[field].dims))
+
+
+def _with_critic(config: Any) -> bool:
+    return config.critic.enable is None or bool(config.critic.enable)
 
 
 def _with_reference(config: Any) -> bool:
@@ -62,12 +127,13 @@ def _with_rollout_weights(config: Any) -> bool:
 
 def _with_sum_pi_squared(config: Any) -> bool:
     """Not in the v1 trainer, which does not fetch it for the advantage step."""
-    return bool(config.actor_rollout_ref.actor.get("calculate_sum_pi_squared") and not config.trainer.use_v1)
+    asked = config.actor_rollout_ref.actor.get("calculate_sum_pi_squared")
+    return bool(asked and not config.trainer.get("use_v1", True))
 
 
 _HANDED_OVER = {"token_level_rewards", "response_mask", "index", "reward_baselines"}  # by verl itself
 _PROVIDED: Mapping[str, Callable[[Any], bool]] = {
-    "values": lambda config: config.critic.enable is not False,
+    "values": _with_critic,
     "ref_log_prob": _with_reference,
     "rollout_log_probs": lambda config: bool(config.actor_rollout_ref.rollout.calculate_log_probs),
     "rollout_is_weights": _with_rollout_weights,

@@ -73,3 +73,29 @@ def test_source_and_loader_stay_visible(module):
     import inspect
 
     assert inspect.getsource(importlib.import_module(module)) == "number = 1\n"
+
+
+def test_a_finder_of_the_old_kind_is_passed_over(module, monkeypatch):
+    """importlib allows entries on `sys.meta_path` that cannot find specs."""
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path[:1], object(), *sys.meta_path[1:]])
+    seen = []
+    when_imported(module, lambda m: seen.append(m.number))
+    importlib.import_module(module)
+    assert seen == [1]
+
+
+def test_a_loader_that_several_modules_share(tmp_path, monkeypatch):
+    """All modules of a zip file have one loader; waiting for one of them must not touch the others."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.writestr("rle_zipped_one.py", "")
+        archive.writestr("rle_zipped_two.py", "")
+    monkeypatch.syspath_prepend(tmp_path / "both.zip")
+    monkeypatch.setattr(imports, "_callbacks", {})
+    seen = []
+    when_imported("rle_zipped_one", lambda m: seen.append(m.__name__))
+    for name in ("rle_zipped_one", "rle_zipped_two"):
+        importlib.import_module(name)
+        monkeypatch.delitem(sys.modules, name)
+    assert seen == ["rle_zipped_one"]

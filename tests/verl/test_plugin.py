@@ -89,3 +89,11 @@ print("NAMES", *ray.get(names.remote()))
         result, names = run(code, short, HOME=short, RAY_USAGE_STATS_ENABLED="0")
     assert names, result.stderr
     assert {"reinforce_pp", "rle_grpo"} <= {*names}
+
+
+def test_a_hook_of_no_such_name_cannot_be_disabled():
+    result, _ = run(NAMES, RL_ESTIMATORS_DISABLE_PATCHES="verl_need_critik,verl_metrics")
+    assert (
+        "RL_ESTIMATORS_DISABLE_PATCHES names no hook verl_need_critik; there are verl_trl_value_head"
+        in result.stderr
+    )

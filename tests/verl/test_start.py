@@ -134,3 +134,80 @@ def test_outside_of_verls_call_there_is_no_batch():
     from rl_estimators.verl import batch
 
     assert batch.inputs() == {}
+
+
+class TestWhatIsNotOurs:
+    """verl calls `need_critic` for everybody, also with a part of the configuration: stock answers stay."""
+
+    @pytest.mark.parametrize(
+        ("config", "wanted"),
+        [
+            ({"critic": {"enable": True}}, True),
+            ({"critic": {"enable": False}, "algorithm": {"adv_estimator": "grpo"}}, False),
+            ({"critic": {"enable": None}, "algorithm": {"adv_estimator": "gae"}}, True),
+            ({"critic": {"enable": None}, "algorithm": {"adv_estimator": None}}, False),
+            ({"critic": {"enable": None}, "algorithm": {"adv_estimator": "a_trainers_own"}}, False),
+        ],
+    )
+    def test_partial_configurations(self, compose, config, wanted):
+        from omegaconf import OmegaConf
+
+        assert need_critic(OmegaConf.create(config)) is wanted
+
+    def test_a_policy_loss_that_only_the_workers_will_know(self, compose):
+        mode = "actor_rollout_ref.actor.policy_loss.loss_mode=my_loss"
+        external = "actor_rollout_ref.model.external_lib=my_losses"
+        assert need_critic(compose("algorithm.adv_estimator=grpo", mode, external)) is False
+        assert need_critic(compose("algorithm.adv_estimator=grpo", mode)) is False
+
+    def test_our_options_for_verls_estimator(self, compose):
+        message = r"adv_estimator_kwargs is set and algorithm.adv_estimator=grpo is verl's own, .*; ours is rle_grpo"
+        with pytest.raises(InputError, match=message):
+            need_critic(
+                compose("algorithm.adv_estimator=grpo", "+algorithm.adv_estimator_kwargs.singleton=raw")
+            )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+algorithm.adv_estimator_kwargs.singleton=rwa"], "singleton is 'rwa', expected one of zero, raw"),
+        (["+algorithm.adv_estimator_kwargs.epsilon=abc"], "epsilon is 'abc', expected a number"),
+    ],
+)
+def test_values_of_options(compose, overrides, message):
+    tail = r".* Options stand in algorithm.adv_estimator_kwargs.NAME"
+    with pytest.raises(InputError, match="algorithm.adv_estimator=rle_grpo: grpo: " + message + tail):
+        need_critic(compose("algorithm.adv_estimator=rle_grpo", *overrides))
+
+
+def test_a_lambda_out_of_range(compose):
+    with pytest.raises(InputError, match=r"gae: lam is 7.0, expected a number in \[0, 1\]"):
+        need_critic(compose("algorithm.adv_estimator=rle_gae", "algorithm.lam=7.0"))
+
+
+def test_reward_components(compose):
+    keys = "+algorithm.adv_estimator_kwargs.reward_keys=[a]"
+    with pytest.raises(
+        InputError, match=r"adv_estimator=rle_gdpo needs reward_components .* does not provide; set"
+    ):
+        need_critic(compose("algorithm.adv_estimator=rle_gdpo", keys))
+    assert need_critic(compose("algorithm.adv_estimator=rle_gdpo", keys, "trainer.use_v1=False")) is False
+
+
+def test_a_group_estimator_needs_its_sessions(compose, monkeypatch):
+    (status,) = (status for status in patching.report() if status.patch.name == "verl_sessions")
+    off = patching.Status(status.patch, patching.State.DISABLED, "by hand")
+    monkeypatch.setitem(patching._statuses, "verl_sessions", off)
+    with pytest.raises(PatchError, match=r"adv_estimator=rle_rloo needs a hook .* verl_sessions: disabled"):
+        need_critic(compose("algorithm.adv_estimator=rle_rloo"))
+
+
+def test_gamma_as_an_argument_of_verls_call(compose):
+    """Without a config, as some trainers call it: the returns of rewards 0, 0, 1 are 1/4, 1/2, 1."""
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    tensors = {"token_level_rewards": torch.tensor([[0.0, 0.0, 1.0]]), "response_mask": torch.ones(1, 3)}
+    data = compute_advantage(DataProto.from_dict(tensors=tensors), "rle_reinforce", gamma=0.5)
+    assert data.batch["returns"].tolist() == [[0.25, 0.5, 1.0]]
