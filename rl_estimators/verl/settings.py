@@ -139,8 +139,18 @@ def _read_loss(config: Any, key: str, node: Any) -> Loss:
             f"{path}.name is missing, so nobody would read {path}.{next(iter(node), '*')}; one of {known}"
         )
     _check_name(key, str(name))
+    options = _without_unset(_KINDS[key].registry, str(name), options)
     _check_loss(config, path, _KINDS[key], str(name), options)
     return Loss(str(name), options)
+
+
+def _without_unset(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is null and an option of another loss: a preset says so of the loss that it names."""
+    own = registry.spec(name).options
+    others = {
+        option for other in registry.names() if other != name for option in registry.spec(other).options
+    }
+    return {o: value for o, value in options.items() if value is not None or o in own or o not in others}
 
 
 def _check_name(key: str, name: str) -> None:

@@ -64,7 +64,7 @@ PRESETS = {
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{ACTOR}.ppo_mini_batch_size": 1024,  # that of data.train_batch_size
         f"{ACTOR}.ppo_epochs": 1,
-        f"{ACTOR}.policy_loss.loss_mode": "gpg",
+        "rl_estimators.policy_loss.name": "reinforce",
         **KL_IN_REWARD,
     },
 }
@@ -154,9 +154,21 @@ def test_verl_and_we_accept_each(compose, name):
     found = settings.apply(config)
     assert (found.value_loss is not None) == (name == "rle_gae")
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    assert actor.policy_loss.loss_mode == ("gpg" if name == "rle_remax" else "rle_ppo_clip")
+    assert actor.policy_loss.loss_mode == ("rle_reinforce" if name == "rle_remax" else "rle_ppo_clip")
     assert actor.policy_loss.get("options", {}) == ({} if name == "rle_remax" else {"clip_ratio_c": None})
     omega_conf_to_dataclass(config.algorithm)
+
+
+def test_another_loss_than_the_presets(compose):
+    """What the preset says of the loss that was replaced, null, is no option of the other one and does not matter."""
+    from rl_estimators.verl import settings
+
+    config = compose("+algorithm=rle_gae", "rl_estimators.policy_loss.name=gspo")
+    assert settings.apply(config).policy_loss == settings.Loss("gspo", {})
+    config = compose("+algorithm=rle_remax", "rl_estimators.policy_loss.name=ppo_clip")
+    assert settings.apply(config).policy_loss == settings.Loss("ppo_clip", {})
+    with pytest.raises(InputError, match=r"rl_estimators.policy_loss.clip_ratio_x"):
+        settings.apply(compose("+algorithm=rle_gae", "++rl_estimators.policy_loss.clip_ratio_x=null"))
 
 
 def test_the_command_line_wins(compose):
