@@ -53,9 +53,8 @@ class _Finder:
 
 def _listen(spec: ModuleSpec) -> None:
     loader = spec.loader
-    if loader is None or hasattr(
-        loader, _HEARD
-    ):  # a namespace package executes nothing; a loader may be shared
+    # A namespace package executes nothing; a loader may be shared, and is listened to once.
+    if loader is None or hasattr(loader, _HEARD):
         return
     execute = loader.exec_module
 

@@ -27,6 +27,7 @@ __all__ = [
     "Grouped",
     "Valid",
     "as_mask",
+    "centred",
     "group_ahead_of_others",
     "group_centred",
     "group_ids",
@@ -102,10 +103,19 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
         x: Any shape, finite where ``mask`` is true.
         mask: Same shape, bool.
     """
-    number = mask.sum()
+    return unit_variance(centred(x, mask), mask)
+
+
+def centred(x: Tensor, mask: Tensor) -> Tensor:
+    """The valid numbers minus their mean, exactly 0 if none differ; 0 elsewhere.
+
+    Args:
+        x: Any shape, finite where ``mask`` is true.
+        mask: Same shape, bool.
+    """
     pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
     shifted = torch.where(mask, x - pivot, 0)
-    return unit_variance(torch.where(mask, shifted - shifted.sum() / number, 0), mask)
+    return torch.where(mask, shifted - shifted.sum() / mask.sum().clamp(min=1), 0)
 
 
 def unit_variance(x: Tensor, mask: Tensor) -> Tensor:

@@ -119,12 +119,11 @@ class Spec:
                 named[name] = SETTINGS[name]
         for name, value in named.items():
             self._check_type(name, value)
-        absorbed = (
-            self.takes_config and config is None
-        )  # a stand-in for verl's configuration holds every option
-        for name in other:
+        # Without a configuration of verl's a stand-in for it takes every option, but for what looks like a slip.
+        absorbed = self.takes_config and config is None
+        for name in () if self.takes_any else other:
             hint = did_you_mean(name, [*self.options, *self.required, *self.optional])
-            if not (self.takes_any or absorbed) or (hint and not self.takes_any):
+            if hint or not absorbed:
                 raise InputError(f"{self.name} has no option {name!r}.{hint} Its options: {self._known()}.")
         if self.takes_config:
             named["config"] = Config({**SETTINGS, **given}) if config is None else config

@@ -25,14 +25,10 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     Returns:
         ``(B, T)``, 0 where ``mask`` is false.
     """
-    if isinstance(discount, Tensor):
+    if isinstance(discount, Tensor) or discount not in (0, 1):
         total = _recursion(x, mask, discount)
-    elif discount == 1:
-        total = x.flip(-1).cumsum(-1).flip(-1)
-    elif discount == 0:
-        total = x
     else:
-        total = _recursion(x, mask, discount)
+        total = x.flip(-1).cumsum(-1).flip(-1) if discount == 1 else x
     return torch.where(mask, total, 0)
 
 

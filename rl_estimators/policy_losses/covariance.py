@@ -7,6 +7,7 @@ Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasonin
 import torch
 from torch import Tensor
 
+from rl_estimators.masked import centred
 from rl_estimators.policy_losses.ratio import Tokens
 
 __all__ = ["choose", "covariance"]
@@ -20,7 +21,7 @@ def covariance(tokens: Tokens) -> Tensor:
     with means over the valid tokens of the batch at hand. 0 on masked positions, and exactly 0 everywhere if
     all advantages are equal.
     """
-    return _centred(tokens.log_prob.detach(), tokens.mask) * _centred(tokens.gain, tokens.mask)
+    return centred(tokens.log_prob.detach(), tokens.mask) * centred(tokens.gain, tokens.mask)
 
 
 def choose(score: Tensor, candidates: Tensor, mask: Tensor, share: float) -> Tensor:
@@ -40,10 +41,3 @@ def choose(score: Tensor, candidates: Tensor, mask: Tensor, share: float) -> Ten
     order = flat.argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     return (rank < number).view_as(mask) & candidates
-
-
-def _centred(x: Tensor, mask: Tensor) -> Tensor:
-    """Minus the mean over valid tokens, by way of a pivot (see :mod:`rl_estimators.masked`); 0 elsewhere."""
-    pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
-    shifted = torch.where(mask, x - pivot, 0)
-    return torch.where(mask, shifted - shifted.sum() / mask.sum().clamp(min=1), 0)

@@ -50,7 +50,6 @@ def as_verl(name: str) -> Callable[..., Estimate]:
         token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **inputs: Any
     ) -> Estimate:
         given = {**batch.inputs(), **inputs, **options(ADV_ESTIMATORS.spec(name), config)}
-        given["token_level_rewards"] = token_level_rewards
         given["response_mask"] = response_mask
         with collect_metrics() as metrics:
             given["token_level_rewards"] = carry_rewards(token_level_rewards, response_mask)
