@@ -2,6 +2,8 @@
 # make test    pass all tests
 # make lint    ruff and mypy
 # make upstream   which hooks fit which releases of verl
+# make trl-releases   which releases of TRL the trainers run on
+# make bench   our kernels against verl's functions and a memory copy (minutes)
 # make clean   remove everything that these made
 #
 # Each sets up .venv first if need be. Another Python: make smoke PYTHON=python3.12
@@ -12,16 +14,17 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint upstream clean setup
+.PHONY: smoke test test-fast lint upstream trl-releases bench clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+# What trains with Ray comes last and alone: it has processes of its own for both cores.
+test: test-fast
+	$(BIN)/python -m pytest -m slow
 
 test-fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -30,6 +33,12 @@ lint: $(VENV)/.installed
 
 upstream: $(VENV)/.installed
 	$(BIN)/python .ci/upstream.py $(or $(RELEASES),0.8.0 0.9.0 0.9.1)
+
+trl-releases: $(VENV)/.installed
+	$(BIN)/python .ci/trl_releases.py $(or $(RELEASES),1.12.0 1.13.0 1.14.0 1.16.0)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/kernels.py $(BENCH)
 
 setup: $(VENV)/.installed
 

@@ -58,5 +58,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/utils/model.py#L641",
     remove_when="verl's critic takes its attention from the model's config, as its actor does",
     wrap=wrap,
+    reviewed={"0.9.0": "a8eb0107bc1a", "0.9.1": "2371ca280654"},
     needed=needed,
 )

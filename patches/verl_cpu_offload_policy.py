@@ -32,5 +32,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/workers/engine/fsdp/transformer_impl.py#L462",
     remove_when="verl asks for pinned memory only where there is an accelerator",
     wrap=wrap,
+    reviewed={"0.9.0": "bd9d609b3414", "0.9.1": "bd9d609b3414"},
     needed=needed,
 )

@@ -30,5 +30,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/utils/distributed.py#L83",
     remove_when="verl composes its default back end without naming a device twice",
     wrap=wrap,
+    reviewed={"0.9.0": "761a94d1a2e0", "0.9.1": "761a94d1a2e0"},
     needed=needed,
 )

@@ -29,4 +29,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/trainer_base.py#L1743",
     remove_when="verl's v1 trainer makes the greedy rollouts of ReMax, for any estimator that asks for them",
     wrap=wrap,
+    reviewed={"0.9.0": "2a4a2aa4a475", "0.9.1": "2a4a2aa4a475"},
+    body_matters=True,
 )

@@ -23,4 +23,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/trainer_base.py#L1529",
     remove_when="verl's v1 trainer makes the greedy rollouts of ReMax, for any estimator that asks for them",
     wrap=wrap,
+    reviewed={"0.9.0": "f0092bcdfbd5", "0.9.1": "f0092bcdfbd5"},
+    body_matters=True,
 )

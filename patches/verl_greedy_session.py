@@ -33,4 +33,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/experimental/agent_loop/agent_loop.py#L661",
     remove_when="verl's v1 trainer makes the greedy rollouts of ReMax, for any estimator that asks for them",
     wrap=wrap,
+    reviewed={"0.9.0": "46f1af635d13", "0.9.1": "32c3d607c5d4"},
+    body_matters=True,
 )

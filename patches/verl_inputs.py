@@ -36,4 +36,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/ray_trainer.py#L187",
     remove_when="verl hands registered estimators the batch, or what their signature asks for",
     wrap=wrap,
+    reviewed={"0.9.0": "314695381c75", "0.9.1": "314695381c75"},
 )

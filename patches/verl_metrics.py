@@ -28,4 +28,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/metric_utils.py",
     remove_when="verl's estimators can return metrics",
     wrap=wrap,
+    reviewed={"0.9.0": "081d0a19a827", "0.9.1": "081d0a19a827"},
 )

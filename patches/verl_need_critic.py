@@ -29,4 +29,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/utils.py#L96",
     remove_when="verl asks the estimator's signature whether it needs a critic",
     wrap=wrap,
+    reviewed={"0.9.0": "4c05026318c7", "0.9.1": "4c05026318c7"},
 )

@@ -5,13 +5,14 @@ from typing import Any
 
 from rl_estimators.patching import Function, Patch
 from rl_estimators.verl import sessions
+from rl_estimators.verl.core_algos import estimator_name
 
 
 def wrap(original: Function) -> Function:
     def compute_advantage_for_multi_trajectories(
         data: Any, batch_keys: Sequence[str], adv_estimator: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if not sessions.is_group_estimator(str(getattr(adv_estimator, "value", adv_estimator))):
+        if not sessions.is_group_estimator(estimator_name(adv_estimator)):
             return original(data, batch_keys, adv_estimator, *args, **kwargs)
         return sessions.compute(original, data, batch_keys, adv_estimator, *args, **kwargs)
 
@@ -31,4 +32,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/utils.py#L148",
     remove_when="verl reduces sessions for every estimator that takes `index`",
     wrap=wrap,
+    reviewed={"0.9.0": "d973cc8aec79", "0.9.1": "d973cc8aec79"},
 )

@@ -41,5 +41,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/models/transformers/monkey_patch.py#L352",
     remove_when="verl imports TRL's value-head model only where it uses it, or not at all",
     wrap=wrap,
+    reviewed={"0.9.0": "1a123c4fa66c", "0.9.1": "1a123c4fa66c"},
     needed=needed,
 )

@@ -41,5 +41,6 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/utils/model.py#L653",
     remove_when="verl_trl_value_head is removed",
     wrap=wrap,
+    reviewed={"0.9.0": "a8eb0107bc1a", "0.9.1": "2371ca280654"},
     needed=needed,
 )

@@ -22,4 +22,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/ray_trainer.py#L772",
     remove_when="verl_value_loss_v1 is removed, or verl drops its legacy trainer",
     wrap=wrap,
+    reviewed={"0.9.0": "3f4f2eba9e4e", "0.9.1": "3f4f2eba9e4e"},
 )

@@ -30,4 +30,5 @@ PATCH = Patch(
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/trainer_base.py#L226",
     remove_when="verl chooses the critic's loss by name from a registry, as it does the actor's",
     wrap=wrap,
+    reviewed={"0.9.0": "f6b19038da99", "0.9.1": "248aee497276"},
 )

@@ -10,7 +10,7 @@ from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice
 from rl_estimators.masked import select
 
-__all__ = ["MODES", "aggregate", "masked_mean"]
+__all__ = ["MODES", "aggregate", "aggregate_rows", "masked_mean"]
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 _INFO = ("dp_size", "batch_num_tokens", "global_batch_size", "loss_scale_factor")
@@ -52,6 +52,27 @@ def aggregate(
     Raises:
         InputError: an unknown mode or key, or ``dp_size`` > 1 without the global count it needs.
     """
+    return aggregate_rows(
+        torch.where(mask, losses, 0).sum(-1), mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info
+    )
+
+
+def aggregate_rows(
+    sums: Tensor,
+    number: Tensor,
+    length: int,
+    loss_agg_mode: str = "token-mean",
+    global_batch_info: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """As :func:`aggregate`, from each row's sum.
+
+    Args:
+        sums: ``(B,)`` sum over each row's valid tokens.
+        number: ``(B,)`` how many they are.
+        length: T.
+        loss_agg_mode: One of :data:`MODES`.
+        global_batch_info: As in :func:`aggregate`.
+    """
     check_choice("aggregate", "loss_agg_mode", loss_agg_mode, MODES)
     info = {name: value for name, value in (global_batch_info or {}).items() if value is not None}
     for name in info:
@@ -62,17 +83,15 @@ def aggregate(
             f"aggregate: {loss_agg_mode!r} with dp_size={info['dp_size']} needs {needs}, over all ranks"
         )
 
-    losses = torch.where(mask, losses, 0)
-    per_row = mask.sum(-1)
     if loss_agg_mode == "seq-mean-token-mean":
-        losses = losses / per_row.clamp(min=1)[:, None]
-    total: Tensor = losses.sum() * info.get("dp_size", 1)
+        sums = sums / number.clamp(min=1)
+    total: Tensor = sums.sum() * info.get("dp_size", 1)
     if loss_agg_mode == "token-mean":
-        total = total / _at_least_one(info.get("batch_num_tokens", per_row.sum()))
+        total = total / _at_least_one(info.get("batch_num_tokens", number.sum()))
     elif loss_agg_mode != "token-sum":
-        total = total / _at_least_one(info.get("global_batch_size", (per_row > 0).sum()))
+        total = total / _at_least_one(info.get("global_batch_size", (number > 0).sum()))
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        total = total / info.get("loss_scale_factor", _at_least_one(mask.shape[-1]))
+        total = total / info.get("loss_scale_factor", _at_least_one(length))
     return total
 
 

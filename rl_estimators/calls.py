@@ -1,12 +1,15 @@
 """The functions that users and framework adapters call: register, get, list and run, for each registry."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rl_estimators.backends import use_backend
+from rl_estimators.carry import carry_rewards
 from rl_estimators.errors import DefinitionError
+from rl_estimators.fields import check, check_choice
 from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Estimate, Registry
 
 __all__ = [
@@ -51,7 +54,13 @@ def get_value_loss(name: str) -> Callable[..., Any]:
 
 
 def estimate(
-    name: str, *, token_level_rewards: Tensor, response_mask: Tensor, **inputs_and_options: Any
+    name: str,
+    *,
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    masked_rewards: Literal["drop", "carry"] = "drop",
+    backend: str | None = None,
+    **inputs_and_options: Any,
 ) -> Estimate:
     """Compute advantages and returns with the estimator ``name``.
 
@@ -59,6 +68,12 @@ def estimate(
         name: One of :func:`list_adv_est`.
         token_level_rewards: ``(B, T)`` reward of each token.
         response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
+        masked_rewards: What becomes of rewards at masked positions, whatever the estimator: with ``"drop"`` they do
+            not count; with ``"carry"`` each goes to the last valid token before it, see
+            :func:`~rl_estimators.carry.carry_rewards`. The adapters of verl and TRL say ``"carry"``. Of verl's own
+            estimators those that compare within a group count them and the others drop them.
+        backend: ``"torch"``, ``"numba"`` or ``"triton"``, whatever ``RL_ESTIMATORS_BACKEND`` says; None: see
+            :mod:`rl_estimators.backends.choose`.
         **inputs_and_options: Further inputs (see :data:`rl_estimators.fields.FIELDS`) and the estimator's own
             options. Inputs it does not ask for are left aside, so one call serves every estimator.
 
@@ -67,7 +82,7 @@ def estimate(
 
     Raises:
         UnknownNameError: no such estimator.
-        InputError: an input is missing or does not fit; an option is unknown.
+        InputError: an input is missing or does not fit; an option, ``masked_rewards`` or ``backend`` is unknown.
 
     Example:
         >>> import rl_estimators, torch
@@ -78,12 +93,19 @@ def estimate(
                 [-0.5000, -0.5000]])
     """
     spec = ADV_ESTIMATORS.spec(name)
+    check_choice(name, "masked_rewards", masked_rewards, ("drop", "carry"))
+    if masked_rewards == "carry":
+        check(name, {"token_level_rewards": token_level_rewards, "response_mask": response_mask}, ())
+        token_level_rewards = carry_rewards(token_level_rewards, response_mask)
     given = {
         "token_level_rewards": token_level_rewards,
         "response_mask": response_mask,
         **inputs_and_options,
     }
-    with torch.no_grad():  # an advantage is a weight: no gradient may leak through the critic's values
+    with (
+        torch.no_grad(),
+        use_backend(backend),
+    ):  # an advantage is a weight: no gradient may leak through the critic's values
         result = spec(given)
     return _estimate(name, result, token_level_rewards)
 

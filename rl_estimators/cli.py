@@ -1,7 +1,10 @@
-"""The command ``rl-estimators``: ``list`` what there is, ``doctor`` what is wrong."""
+"""The command ``rl-estimators``: ``list`` what there is, ``doctor`` what is wrong, ``train`` with TRL."""
 
 import argparse
 import inspect
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 from rl_estimators import doctor
 from rl_estimators.errors import EstimatorError
@@ -16,7 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names of estimators and losses, what each needs, its source")
     commands.add_parser("doctor", help="check this environment; says what is missing and how to repair it")
-    chosen = parser.parse_args(arguments).command
+    commands.add_parser("train", help="train with TRL; `rl-estimators train --help` has every setting")
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["train"]:
+        return _train(words[1:])  # its arguments are TRL's, and those are not known before TRL is imported
+    chosen = parser.parse_args(words).command
     return {"list": _list, "doctor": _doctor}[chosen]()
 
 
@@ -52,3 +59,18 @@ def _doctor() -> int:
     bad = sum(finding.level == "bad" for finding in findings)
     print("\nall well" if not bad else f"\n{bad} to repair")
     return int(bad > 0)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    if find_spec("trl") is None:
+        print("rl-estimators train: TRL is not installed: pip install 'rl-estimators[trl]'", file=sys.stderr)
+        return 2
+    from rl_estimators.trl import train
+
+    try:
+        given, trainer = train.prepare(arguments)
+    except EstimatorError as error:
+        print(f"rl-estimators train: {error}", file=sys.stderr)
+        return 2
+    train.run(given, trainer)  # what goes wrong from here on shows where
+    return 0

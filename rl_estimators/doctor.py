@@ -141,5 +141,24 @@ def _hooks() -> Iterator[Finding]:
             except Exception as error:
                 yield Finding("bad", f"{status.patch.module}: {type(error).__name__}: {error}", INSTALL_VERL)
     for status in patching.report():
-        repair = "" if status.healthy else f"install a supported release: {INSTALL_VERL}"
-        yield Finding("ok" if status.healthy else "bad", f"hook {status}", repair)
+        if status.healthy and (changed := patching.changed_body(status)):
+            yield Finding("note", f"hook {status}, though {changed}")
+        else:
+            yield Finding("ok" if status.healthy else "bad", f"hook {status}", _repair(status))
+
+
+def _repair(status: patching.Status) -> str:
+    """What helps against a hook's state; nothing where nothing is wrong."""
+    patch = status.patch
+    install = f"pip install '{patch.distribution}{patch.releases}'"
+    without = f"to do without: export {patching.DISABLE}={patch.name}"
+    if status.late:
+        modules = ", ".join(sorted({holder.rpartition(".")[0] for holder in status.late}))
+        return f"import {patch.distribution} before {modules}; {without}"
+    if status.state is patching.State.UNSUPPORTED:
+        return install
+    if status.state is patching.State.DRIFTED:
+        return f"{install}, if that is not what is installed; {without}"
+    if status.state is patching.State.FAILED:
+        return f"this is a defect of rl-estimators: report the line above; {without}"
+    return ""

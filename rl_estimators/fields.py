@@ -49,32 +49,32 @@ FIELDS: Mapping[str, Field] = {
     "values": Field(
         _BT, "float", "the critic's value before each token",
         "`critic.enable=True`, or leave it unset: asking for values switches the critic on",
-        "a trainer with a critic; pass them to `estimate` yourself until then",
+        "nothing: asking for values makes the trainer keep a critic",
     ),
     "truncated": Field(
         ("B",), "mask", "1 on responses that were cut off, by a length limit say, and 0 on finished ones",
         "verl 0.9 does not provide it; a column of that name in the batch is taken",
-        "not available; pass it to `estimate` yourself",
+        "`bootstrap_truncated=True`, with an estimator that asks for values",
     ),
     "bootstrap_values": Field(
         ("B",), "float", "the critic's value of the state after each response's last token; read where `truncated`",
         "verl 0.9 does not provide it; a column of that name in the batch is taken",
-        "not available; pass it to `estimate` yourself",
+        "`bootstrap_truncated=True`, with an estimator that asks for values",
     ),
     "reward_baselines": Field(
         ("B",), "float", "reward of the prompt's greedy response",
         "nothing: asking for them makes the v1 trainer decode greedily (not with `trainer.use_v1=False`)",
-        "a greedy completion per prompt; pass their rewards to `estimate` yourself",
+        "nothing: asking for them makes the trainer decode each prompt greedily, too",
     ),
     "reward_components": Field(
         ("B", "K"), "float", "each response's K rewards, before they are weighed and summed",
         "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]` for what the reward function returns beside its "
         "score (with `trainer.use_v1=False`: the v1 trainer does not bring it to the advantage step)",
-        "the rewards of each of `reward_funcs`; pass them to `estimate` yourself until then",
+        "the rewards of each of `reward_funcs`, always there",
     ),
     "old_log_probs": Field(
         _BT, "float", "log-probabilities under the policy before the update",
-        "always there", "`_get_per_token_logps_and_entropies`",
+        "always there", "always there; a forward pass more, if TRL has not computed them",
     ),
     "ref_log_prob": Field(
         _BT, "float", "log-probabilities under the reference policy",
@@ -82,11 +82,11 @@ FIELDS: Mapping[str, Field] = {
     ),
     "rollout_log_probs": Field(
         _BT, "float", "log-probabilities under the policy that sampled",
-        "`actor_rollout_ref.rollout.calculate_log_probs=True`", "vLLM's `sampling_per_token_logps`",
+        "`actor_rollout_ref.rollout.calculate_log_probs=True`", "`use_vllm=True`",
     ),
     "rollout_is_weights": Field(
         _BT, "float", "importance weights from the sampling policy to the old one",
-        "`algorithm.rollout_correction.rollout_is` and `rollout.calculate_log_probs=True`", "`vllm_importance_sampling_correction=True`",
+        "`algorithm.rollout_correction.rollout_is` and `rollout.calculate_log_probs=True`", "`use_vllm=True` with `vllm_importance_sampling_correction=True`, for policy losses",
     ),
     "sum_pi_squared": Field(
         _BT, "float", "sum over the vocabulary of the squared probabilities",
@@ -203,7 +203,12 @@ def _is_mask(mask: Tensor) -> bool:
     """Values are looked at on the CPU only: elsewhere the look would stall the device."""
     if mask.dtype == torch.bool or mask.device.type != "cpu":
         return not mask.is_complex()
-    return not mask.is_complex() and bool(((mask == 0) | (mask == 1)).all())
+    if mask.is_complex():
+        return False
+    if not mask.is_floating_point() and mask.numel():  # one reading of what may be 64 MiB in place of four
+        low, high = mask.aminmax()
+        return bool(low >= 0) and bool(high <= 1)
+    return bool(((mask == 0) | (mask == 1)).all())
 
 
 def _odd_value(field: Field, mask: Any) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_estimators import backends
 from rl_estimators.errors import InputError
 from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
@@ -26,6 +27,7 @@ __all__ = [
     "GroupMoments",
     "Grouped",
     "Valid",
+    "alone",
     "as_mask",
     "centred",
     "group_ahead_of_others",
@@ -37,12 +39,11 @@ __all__ = [
     "group_moments",
     "group_sum",
     "grouped",
-    "normalise_centred",
+    "over_std",
+    "scored",
     "select",
     "to_tokens",
-    "unit_variance",
     "valid",
-    "whiten",
 ]
 
 
@@ -92,41 +93,18 @@ def valid(token_level_rewards: Tensor, response_mask: Tensor, *others: Tensor) -
     return Valid(torch.where(mask, rewards, 0), mask, rows)
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    r"""Shift and scale the valid numbers to mean 0 and variance 1; 0 elsewhere.
-
-    .. math:: y_i = (x_i - \bar x) / \sqrt{s^2 + 10^{-8}}, \quad s^2 = \sum_i (x_i - \bar x)^2 / (n - 1)
-
-    As verl's ``masked_whiten``, but with 0 or 1 valid numbers or none that differ, all are exactly 0.
-
-    Args:
-        x: Any shape, finite where ``mask`` is true.
-        mask: Same shape, bool.
-    """
-    return unit_variance(centred(x, mask), mask)
-
-
-def centred(x: Tensor, mask: Tensor) -> Tensor:
+def centred(x: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """The valid numbers minus their mean, exactly 0 if none differ; 0 elsewhere.
 
     Args:
         x: Any shape, finite where ``mask`` is true.
         mask: Same shape, bool.
+        weights: ``(B, T)``, summing up to 1 over each row that has valid numbers: the mean of the rows' means.
     """
     pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
     shifted = torch.where(mask, x - pivot, 0)
-    return torch.where(mask, shifted - shifted.sum() / mask.sum().clamp(min=1), 0)
-
-
-def unit_variance(x: Tensor, mask: Tensor) -> Tensor:
-    r"""Scale numbers whose mean is 0 to variance 1: :math:`y_i = x_i / \sqrt{\sum_j x_j^2 / (n - 1) + 10^{-8}}`.
-
-    Args:
-        x: Any shape, with mean 0 where ``mask`` is true and 0 elsewhere.
-        mask: Same shape, bool.
-    """
-    variance = x.square().sum() / (mask.sum() - 1).clamp(min=1)
-    return x * (variance + 1e-8).rsqrt()
+    total, number = (shifted, mask) if weights is None else (weights * shifted, mask.any(-1))
+    return torch.where(mask, shifted - total.sum() / number.sum().clamp(min=1), 0)
 
 
 def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torch.device) -> Tensor:
@@ -138,14 +116,15 @@ def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torc
     Raises:
         InputError: an entry cannot be hashed.
     """
-    numbers: dict[Any, int] = {}
+    names = as_index(index).tolist()
     try:
-        ids = [numbers.setdefault(name, len(numbers)) for name in as_index(index).tolist()]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     except TypeError as error:
         raise InputError(
             f"index holds an entry that cannot be compared ({error}); use strings or integers"
         ) from None
-    return torch.tensor(ids, dtype=torch.long, device=device)
+    ids = np.fromiter(map(numbers.__getitem__, names), np.int64, len(names))
+    return torch.from_numpy(ids).to(device)
 
 
 class Grouped(NamedTuple):
@@ -178,9 +157,22 @@ def grouped(
         index: ``(B,)`` the prompt of each response.
         *others: As in :func:`valid`.
     """
-    rewards, mask, rows = valid(token_level_rewards, response_mask, *others)
-    scores = exact_sum(rewards)
-    return Grouped(scores, group_ids(index, scores.device), rows, mask)
+    if others:
+        rewards, mask, rows = valid(token_level_rewards, response_mask, *others)
+        return Grouped(exact_sum(rewards), group_ids(index, rewards.device), rows, mask)
+    scores, ids, rows = scored(token_level_rewards, response_mask, index)
+    return Grouped(scores, ids, rows, as_mask(response_mask) & rows[:, None])
+
+
+def scored(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: np.ndarray[Any, Any] | Sequence[Any] | Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`grouped`, without the mask: a reading and a writing of the batch less for who does not need it."""
+    found = backends.scores(token_level_rewards, response_mask)
+    scores = found.total.to(backends.work_dtype(token_level_rewards))
+    return scores, group_ids(index, scores.device), found.counts
 
 
 def exact_sum(x: Tensor) -> Tensor:
@@ -192,26 +184,8 @@ def exact_sum(x: Tensor) -> Tensor:
 
 
 def to_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """``(B,)`` numbers on every valid token of their response, 0 elsewhere."""
-    return torch.where(mask, x[:, None], 0)
-
-
-def normalise_centred(x: Tensor, rows: Tensor, mask: Tensor, norm_level: str) -> Tensor:
-    """Spread numbers whose mean over each group is 0 over their tokens, with mean 0 and variance 1.
-
-    Args:
-        x: ``(B,)``, 0 where ``rows`` is false.
-        rows: ``(B,)`` bool, true on responses that count.
-        mask: ``(B, T)`` bool, true on tokens that count.
-        norm_level: ``"token"``: mean and variance over tokens. ``"sequence"``: over responses, where the mean is 0
-            already; so that zeros stay zeros, it is not subtracted again.
-
-    Returns:
-        ``(B, T)``.
-    """
-    if norm_level == "token":
-        return whiten(to_tokens(x, mask), mask)
-    return to_tokens(unit_variance(x, rows), mask)
+    """``(B,)`` numbers on every valid token of their response, 0 elsewhere; the mask may have any dtype."""
+    return backends.spread(x, mask)
 
 
 def group_sum(x: Tensor, ids: Tensor) -> Tensor:
@@ -239,7 +213,9 @@ def group_lead(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
     return torch.where(leads, x - second, 0)
 
 
-def group_centred(x: Tensor, ids: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+def group_centred(
+    x: Tensor, ids: Tensor, rows: Tensor, weights: Tensor | None = None, singleton: str = "zero"
+) -> Tensor:
     """``(B,)`` each number minus its group's mean, 0 where it does not count.
 
     Args:
@@ -247,17 +223,24 @@ def group_centred(x: Tensor, ids: Tensor, rows: Tensor, weights: Tensor | None =
         ids: ``(B,)`` group numbers below B.
         rows: ``(B,)`` bool, true on responses that count.
         weights: ``(B,)``, at least 0 and above 0 where ``rows`` is true; the mean is weighted by them.
+        singleton: What a group of one gets: ``"zero"``, or its ``"raw"`` number, as if the mean were 0.
     """
     weights = torch.where(rows, 1 if weights is None else weights, 0).to(x.dtype)
     shifted = torch.where(rows, x - group_min(x, ids, rows), 0)
     mean = group_sum(weights * shifted, ids) / group_sum(weights, ids)
-    return torch.where(rows, shifted - mean, 0)
+    centred = torch.where(rows, shifted - mean, 0)
+    return torch.where(alone(ids, rows), x, centred) if singleton == "raw" else centred
 
 
-def group_ahead_of_others(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
-    """``(B,)`` each number minus the mean of the others of its group; 0 where it does not count or is alone."""
+def alone(ids: Tensor, rows: Tensor) -> Tensor:
+    """``(B,)`` bool, true on a response that counts and has no sibling that does."""
+    return rows & (group_sum(rows.long(), ids) == 1)
+
+
+def group_ahead_of_others(x: Tensor, ids: Tensor, rows: Tensor, singleton: str = "zero") -> Tensor:
+    """``(B,)`` each number minus the mean of the others of its group; as :func:`group_centred` in a group of one."""
     size = group_sum(rows.to(x.dtype), ids)
-    return group_centred(x, ids, rows) * size / (size - 1).clamp(min=1)
+    return group_centred(x, ids, rows, singleton=singleton) * size / (size - 1).clamp(min=1)
 
 
 class GroupMoments(NamedTuple):
@@ -265,24 +248,34 @@ class GroupMoments(NamedTuple):
 
     Attributes:
         centred: The response's number minus its group's mean; 0 where the response does not count.
-        std: Unbiased standard deviation of the group; 0 in a group of one.
-        size: How many responses of the group count.
+        std: Standard deviation of the group; 0 in a group of one, or 1 where that has its raw number.
     """
 
     centred: Tensor
     std: Tensor
-    size: Tensor
 
 
-def group_moments(x: Tensor, ids: Tensor, rows: Tensor) -> GroupMoments:
+def group_moments(
+    x: Tensor, ids: Tensor, rows: Tensor, ddof: int = 1, singleton: str = "zero"
+) -> GroupMoments:
     """Centre each response on its group.
 
     Args:
         x: ``(B,)`` one number per response, finite where ``rows`` is true.
         ids: ``(B,)`` group numbers below B, from :func:`group_ids`.
         rows: ``(B,)`` bool, true on responses that count.
+        ddof: 1 for the unbiased standard deviation, 0 for the one of the sample.
+        singleton: As in :func:`group_centred`.
     """
     centred = group_centred(x, ids, rows)
     size = group_sum(rows.to(x.dtype), ids)
-    std = (group_sum(centred.square(), ids) / (size - 1).clamp(min=1)).sqrt()
-    return GroupMoments(centred, std, size)
+    std = (group_sum(centred.square(), ids) / (size - ddof).clamp(min=1)).sqrt()
+    if singleton == "raw":
+        lone = alone(ids, rows)
+        centred, std = torch.where(lone, x, centred), torch.where(lone, 1.0, std)
+    return GroupMoments(centred, std)
+
+
+def over_std(moments: GroupMoments, epsilon: float) -> Tensor:
+    """``(B,)`` in units of the group's standard deviation plus epsilon; exactly 0 where that is 0."""
+    return torch.where(moments.std > 0, moments.centred / (moments.std + epsilon), 0)

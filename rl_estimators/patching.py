@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import ModuleType
@@ -28,8 +28,10 @@ __all__ = [
     "Patch",
     "State",
     "Status",
+    "changed_body",
     "digest",
     "disabled",
+    "in_force",
     "install",
     "report",
     "require",
@@ -52,6 +54,7 @@ class State(Enum):
     APPLIED = "applied"
     UNNEEDED = "not needed here"
     DISABLED = "disabled"
+    UNINSTALLED = "uninstalled"
     UNSUPPORTED = "unsupported release"
     DRIFTED = "drifted: upstream does not look as reviewed"
     FAILED = "failed"
@@ -72,8 +75,9 @@ class Patch:
         remove_when: The condition under which this patch can be deleted.
         wrap: Takes the original and returns the replacement.
         needed: Whether this process has any use for it; asked once, when the module has been imported.
-        digests: Reviewed values of :func:`digest`. Empty when the replacement only calls the original;
-            filled when it repeats some of the original's body.
+        reviewed: :func:`digest` of the original by release, as it was read. Any of them will do, in any release.
+        body_matters: The replacement relies on what the original does inside: another body is a drift. Else it
+            is worth a look (:func:`changed_body`), and the patch is applied.
     """
 
     name: str
@@ -86,26 +90,35 @@ class Patch:
     remove_when: str
     wrap: Callable[[Function], Function] = field(compare=False)
     needed: Callable[[], bool] = field(default=lambda: True, compare=False)
-    digests: frozenset[str] = frozenset()
+    reviewed: Mapping[str, str] = field(default_factory=dict, hash=False)
+    body_matters: bool = False
 
 
 @dataclass(frozen=True)
 class Status:
-    """A patch, its state, and what there is to say about it."""
+    """A patch, its state, and what there is to say about it.
+
+    Attributes:
+        patch: The patch.
+        state: What became of it.
+        detail: Why.
+        late: Where loaded modules hold by name what has been replaced, having imported it before.
+    """
 
     patch: Patch
     state: State
     detail: str = ""
+    late: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
-        return (
-            self.state not in (State.UNSUPPORTED, State.DRIFTED, State.FAILED)
-            and "too late" not in self.detail
-        )
+        """Whether nothing is to be repaired."""
+        return self.state not in (State.UNSUPPORTED, State.DRIFTED, State.FAILED) and not self.late
 
     def __str__(self) -> str:
-        detail = f" ({self.detail})" if self.detail else ""
+        details = [self.detail] if self.detail else []
+        details += [f"too late for {', '.join(self.late)}"] if self.late else []
+        detail = f" ({'; '.join(details)})" if details else ""
         return f"{self.patch.name}: {self.state.value}{detail} [{self.patch.module}:{self.patch.attribute}]"
 
 
@@ -113,7 +126,9 @@ _statuses: dict[str, Status] = {}
 
 
 def install(patch: Patch) -> None:
-    """Arm ``patch``: it is applied when its module is imported. A second call changes nothing.
+    """Arm ``patch``: it is applied when its module is imported, or now if it is.
+
+    A second call changes nothing, but after :func:`uninstall`, when the patch is applied anew.
 
     Raises:
         PatchError: another patch has this name.
@@ -121,11 +136,15 @@ def install(patch: Patch) -> None:
     known = _statuses.get(patch.name)
     if known is not None and known.patch != patch:
         raise PatchError(f"two different patches are named {patch.name!r}; rename one of them")
+    if known is not None and known.state is not State.UNINSTALLED:
+        return
+    _statuses[patch.name] = Status(patch, State.PENDING)
+    if {"all", patch.name} & disabled():
+        _statuses[patch.name] = Status(patch, State.DISABLED, f"by {DISABLE}")
     if known is None:
-        _statuses[patch.name] = Status(patch, State.PENDING)
-        if {"all", patch.name} & disabled():
-            _statuses[patch.name] = Status(patch, State.DISABLED, f"by {DISABLE}")
         when_imported(patch.module, functools.partial(_on_import, patch))
+    elif patch.module in sys.modules:  # it listens already
+        _on_import(patch, sys.modules[patch.module])
 
 
 def disabled() -> set[str]:
@@ -138,20 +157,25 @@ def report() -> list[Status]:
     return list(_statuses.values())
 
 
+def in_force(name: str) -> bool:
+    """Whether the patch ``name`` is applied, or will be when its module is imported."""
+    status = _statuses.get(name)
+    return status is not None and status.state in (State.APPLIED, State.PENDING)
+
+
 def require(name: str, *, purpose: str) -> None:
-    """Refuse to go on unless the patch ``name`` is applied, or will be when its module is imported.
+    """Refuse to go on unless the patch ``name`` is in force.
 
     Raises:
         PatchError: it is not; the message names ``purpose``, the state, what was expected and found.
     """
-    status = _statuses.get(name)
-    if status is None or status.state not in (State.APPLIED, State.PENDING):
-        found = f"{status}" if status else f"{name}: not installed"
+    if not in_force(name):
+        found = _statuses.get(name, f"{name}: not installed")
         raise PatchError(f"{purpose} needs a hook that is not in force. {found}. See `rl-estimators doctor`.")
 
 
 def uninstall(name: str) -> None:
-    """Put the original back.
+    """Put the original back. Who has imported the replacement by name keeps it, and is named in the report.
 
     Raises:
         PatchError: no such patch, or somebody else has replaced the target since.
@@ -159,13 +183,15 @@ def uninstall(name: str) -> None:
     if name not in _statuses:
         raise PatchError(f"no patch is named {name!r}; installed: {', '.join(_statuses) or 'none'}")
     status = _statuses[name]
+    late = status.late
     if status.state is State.APPLIED:
         owner, leaf = _resolve(sys.modules[status.patch.module], status.patch.attribute)
         current = vars(owner)[leaf]
         if getattr(current, _MARK, None) != name:
             raise PatchError(f"cannot undo {name!r}: {status.patch.attribute} has since become {current!r}")
         setattr(owner, leaf, current.__wrapped__)
-    _statuses[name] = Status(status.patch, State.DISABLED, "uninstalled")
+        late = _holders(status.patch, current)
+    _statuses[name] = Status(status.patch, State.UNINSTALLED, late=late)
 
 
 def signature(function: Function) -> str:
@@ -177,6 +203,17 @@ def signature(function: Function) -> str:
 def digest(function: Function) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the function's source."""
     return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+
+
+def changed_body(status: Status) -> str:
+    """What to know of an applied patch whose original is not as any that was reviewed; empty if it is.
+
+    Reads the original's source, so it is not asked while modules are imported.
+    """
+    if status.state is not State.APPLIED or not status.patch.reviewed:
+        return ""
+    owner, leaf = _resolve(sys.modules[status.patch.module], status.patch.attribute)
+    return _other_body(status.patch, vars(owner)[leaf])
 
 
 def _on_import(patch: Patch, module: ModuleType) -> None:
@@ -192,11 +229,11 @@ def _on_import(patch: Patch, module: ModuleType) -> None:
 
 
 def _apply(patch: Patch, module: ModuleType) -> Status:
-    if _statuses[patch.name].state is State.DISABLED:
+    if _statuses[patch.name].state in (State.DISABLED, State.UNINSTALLED):
         return _statuses[patch.name]
     if not patch.needed():
         return Status(patch, State.UNNEEDED)
-    release = importlib.metadata.version(patch.distribution)
+    release = _release(patch.distribution)
     if not SpecifierSet(patch.releases).contains(release, prereleases=True):
         detail = f"{patch.distribution} {release}, reviewed for {patch.releases}"
         return Status(patch, State.UNSUPPORTED, detail)
@@ -207,29 +244,45 @@ def _apply(patch: Patch, module: ModuleType) -> Status:
         return Status(patch, State.APPLIED)
     if signature(original) != patch.signature:
         return Status(patch, State.DRIFTED, f"expected {patch.signature}, found {signature(original)}")
-    if patch.digests and digest(original) not in patch.digests:
-        expected = " or ".join(sorted(patch.digests))
-        return Status(patch, State.DRIFTED, f"expected source {expected}, found {digest(original)}")
+    if patch.body_matters and (other := _other_body(patch, original)):
+        return Status(patch, State.DRIFTED, other)
 
     replacement = functools.wraps(original)(patch.wrap(original))  # keeps its name: Ray pickles by reference
     setattr(replacement, _MARK, patch.name)
     setattr(owner, leaf, replacement)
-    return Status(patch, State.APPLIED, _holders(original, patch.module.partition(".")[0]))
+    return Status(patch, State.APPLIED, late=_holders(patch, original))
 
 
-def _holders(original: Function, family: str) -> str:
-    """Where loaded modules still hold the original because they imported it by name before us.
+@functools.cache  # the look-up reads a file, and a dozen hooks would each do it
+def _release(distribution: str) -> str:
+    return importlib.metadata.version(distribution)
 
-    Only in modules whose names begin with ``family``, the upstream package: all of them are thousands.
+
+def _other_body(patch: Patch, original: Function) -> str:
+    found = digest(original)
+    if found in patch.reviewed.values():
+        return ""
+    read = ", ".join(f"{source} in {release}" for release, source in patch.reviewed.items())
+    return f"its body has changed: reviewed {read}, found {found}"
+
+
+def _holders(patch: Patch, function: Function) -> tuple[str, ...]:
+    """Where loaded modules hold a function by name; a method is looked up in its class at every call.
+
+    Only modules whose names begin with that of the target's package: all of them are thousands.
     """
-    holders = [
-        f"{module}.{name}"
-        for module, namespace in list(sys.modules.items())
-        if module.startswith(family) or module == "__main__"
-        for name, value in list(getattr(namespace, "__dict__", {}).items())
-        if value is original
-    ]
-    return f"too late for {', '.join(sorted(holders))}" if holders else ""
+    if "." in patch.attribute:
+        return ()
+    family = patch.module.partition(".")[0]
+    return tuple(
+        sorted(
+            f"{name}.{key}"
+            for name, namespace in list(sys.modules.items())
+            if name.startswith(family) or name == "__main__"
+            for key, value in list(getattr(namespace, "__dict__", {}).items())
+            if value is function
+        )
+    )
 
 
 def _resolve(module: ModuleType, attribute: str) -> tuple[Any, str]:

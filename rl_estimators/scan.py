@@ -1,11 +1,13 @@
 """Sums from each token to the end of its response.
 
-A masked position is no step: a scan passes over it as if it had been cut out. The recursions themselves
-are exact and sequential; where the discount is 1 they are plain cumulative sums.
+A masked position is no step: a scan passes over it as if it had been cut out. The recursions themselves are in
+:mod:`rl_estimators.backends`.
 """
 
 import torch
 from torch import Tensor
+
+from rl_estimators import backends
 
 __all__ = ["discounted_sum", "k_step_return", "next_valid"]
 
@@ -18,18 +20,14 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     over the valid tokens :math:`k = 1 \dots n` of each row.
 
     Args:
-        x: ``(B, T)``, 0 where ``mask`` is false.
+        x: ``(B, T)``, finite where ``mask`` is true.
         mask: ``(B, T)`` bool.
         discount: :math:`d`, in [0, 1]; a ``(B,)`` tensor where rows differ.
 
     Returns:
         ``(B, T)``, 0 where ``mask`` is false.
     """
-    if isinstance(discount, Tensor) or discount not in (0, 1):
-        total = _recursion(x, mask, discount)
-    else:
-        total = x.flip(-1).cumsum(-1).flip(-1) if discount == 1 else x
-    return torch.where(mask, total, 0)
+    return backends.discounted_sum(x, mask, discount)
 
 
 def next_valid(x: Tensor, mask: Tensor, last: Tensor | None = None) -> Tensor:
@@ -95,16 +93,3 @@ def k_step_return(
 def _ahead(x: Tensor, steps: int) -> Tensor:
     """What stands ``steps`` columns further on, 0 beyond the end."""
     return torch.cat([x[:, steps:], torch.zeros_like(x[:, :steps])], dim=-1)
-
-
-def _recursion(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
-    """One fused multiply-add a step, on columns laid out as rows: strided columns would miss the cache."""
-    steps = x.t().clone(memory_format=torch.contiguous_format)  # contiguous() would not copy a single row
-    decays = torch.ones_like(steps)
-    if isinstance(discount, Tensor):
-        decays = torch.where(mask.t(), discount.to(steps.dtype), decays)
-    else:
-        decays.masked_fill_(mask.t(), discount)
-    for t in range(len(steps) - 2, -1, -1):
-        steps[t].addcmul_(decays[t], steps[t + 1])
-    return steps.t()

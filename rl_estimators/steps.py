@@ -9,7 +9,7 @@ from rl_estimators import masked
 from rl_estimators.errors import InputError
 from rl_estimators.scan import next_valid
 
-__all__ = ["Steps", "read_steps", "td_errors"]
+__all__ = ["Steps", "read_last", "read_steps", "td_errors"]
 
 
 class Steps(NamedTuple):
@@ -53,19 +53,28 @@ def read_steps(
     Raises:
         InputError: one of the last two without the other.
     """
+    last = read_last(owner, truncated, bootstrap_values)
+    others = (values,) if last is None else (values, last)
+    rewards, mask, _ = masked.valid(token_level_rewards, response_mask, *others)
+    old = masked.select(values, masked.as_mask(response_mask), rewards).nan_to_num(0.0, 0.0, 0.0)
+    return Steps(rewards, old, mask, last)
+
+
+def read_last(owner: str, truncated: Tensor | None, bootstrap_values: Tensor | None) -> Tensor | None:
+    """``(B,)`` the value after each response's last step; None where all are 0.
+
+    Raises:
+        InputError: one of the two without the other.
+    """
     for name, given, other, missing in (
         ("truncated", truncated, "bootstrap_values", bootstrap_values),
         ("bootstrap_values", bootstrap_values, "truncated", truncated),
     ):
         if given is not None and missing is None:
             raise InputError(f"{owner}: {name} is given without {other}; give both, or neither")
-    last = None
-    if truncated is not None and bootstrap_values is not None:
-        last = torch.where(masked.as_mask(truncated), bootstrap_values, 0)
-    others = (values,) if last is None else (values, last)
-    rewards, mask, _ = masked.valid(token_level_rewards, response_mask, *others)
-    old = masked.select(values, masked.as_mask(response_mask), rewards).nan_to_num(0.0, 0.0, 0.0)
-    return Steps(rewards, old, mask, last)
+    if truncated is None or bootstrap_values is None:
+        return None
+    return torch.where(masked.as_mask(truncated), bootstrap_values, 0)
 
 
 def td_errors(steps: Steps, gamma: float) -> Tensor:

@@ -3,10 +3,12 @@
 import importlib.metadata
 import subprocess
 import sys
+import types
 
 import pytest
 
-from rl_estimators import cli, doctor
+from rl_estimators import cli, doctor, patching
+from rl_estimators.patching import Patch
 from rl_estimators.registry import ADV_ESTIMATORS
 
 
@@ -40,8 +42,19 @@ def test_a_command_is_needed(capsys):
     assert "usage: rl-estimators" in capsys.readouterr().err
 
 
+def test_train_without_trl_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["train", "--config", "x.yaml"]) == 2
+    message = "rl-estimators train: TRL is not installed: pip install 'rl-estimators[trl]'\n"
+    assert capsys.readouterr().err == message
+
+
 def releases(monkeypatch, **known):
     monkeypatch.setattr(doctor, "_release", lambda name: known.get(name.replace("-", "_")))
+
+
+def _upstream():
+    """Stands in for a function of somebody else's."""
 
 
 def lines(findings):
@@ -82,6 +95,62 @@ class TestDoctor:
         assert found.startswith(
             "bad: the entry point rl_estimators of verl.plugins is not installed | pip install"
         )
+
+    @pytest.mark.parametrize(
+        ("state", "late", "found"),
+        [
+            ("APPLIED", (), "ok: hook mend: applied [up.stream:f] | "),
+            ("DISABLED", (), "ok: hook mend: disabled [up.stream:f] | "),
+            ("UNINSTALLED", (), "ok: hook mend: uninstalled [up.stream:f] | "),
+            ("UNSUPPORTED", (), "bad: hook mend: unsupported release [up.stream:f] | pip install 'up>=1,<2'"),
+            (
+                "DRIFTED",
+                (),
+                "bad: hook mend: drifted: upstream does not look as reviewed [up.stream:f] | pip install 'up>=1,<2', if "
+                "that is not what is installed; to do without: export RL_ESTIMATORS_DISABLE_PATCHES=mend",
+            ),
+            (
+                "FAILED",
+                (),
+                "bad: hook mend: failed [up.stream:f] | this is a defect of rl-estimators: report the line above; "
+                "to do without: export RL_ESTIMATORS_DISABLE_PATCHES=mend",
+            ),
+            (
+                "APPLIED",
+                ("up.user.f", "up.user.g", "__main__.f"),
+                "bad: hook mend: applied (too late for up.user.f, up.user.g, __main__.f) [up.stream:f] | import up before "
+                "__main__, up.user; to do without: export RL_ESTIMATORS_DISABLE_PATCHES=mend",
+            ),
+        ],
+    )
+    def test_what_repairs_a_hook(self, monkeypatch, state, late, found):
+        text = dict.fromkeys(("signature", "upstream", "remove_when"), "x")
+        patch = Patch(
+            name="mend",
+            distribution="up",
+            releases=">=1,<2",
+            module="up.stream",
+            attribute="f",
+            wrap=None,
+            **text,
+        )
+        status = patching.Status(patch, patching.State[state], late=late)
+        monkeypatch.setattr(patching, "report", lambda: [status])
+        assert lines(doctor._hooks()) == [found]
+
+    def test_a_body_that_has_changed_is_told(self, monkeypatch):
+        text = dict.fromkeys(("signature", "upstream", "remove_when"), "x")
+        patch = Patch(name="mend", distribution="up", releases=">=1,<2", module=__name__, attribute="_upstream",
+                      wrap=None, reviewed={"1.0": "0" * 12}, **text)  # fmt: skip
+        monkeypatch.setitem(
+            sys.modules, __name__, sys.modules.get(__name__, types.SimpleNamespace(_upstream=_upstream))
+        )
+        monkeypatch.setattr(patching, "report", lambda: [patching.Status(patch, patching.State.APPLIED)])
+        (found,) = lines(doctor._hooks())
+        assert found.startswith(
+            f"note: hook mend: applied [{__name__}:_upstream], though its body has changed: reviewed "
+        )
+        assert "000000000000 in 1.0, found " in found
 
     def test_switched_off(self, monkeypatch):
         monkeypatch.setattr(doctor, "_VERL_NEEDS", ())

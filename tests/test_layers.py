@@ -14,11 +14,14 @@ PACKAGE = Path(rl_estimators.__file__).parent
 LAYERS = (
     {"errors", "hints", "metrics"},
     {"fields", "imports"},
-    {"registry", "patching"},
-    {"calls", "masked", "scan"},
-    {"aggregation", "shaping", "steps"},
+    {"compat", "registry", "patching"},
+    {"backends"},
+    {"masked", "scan", "trl_arithmetic"},
+    {"carry"},
+    {"calls"},
+    {"aggregation", "shaping", "steps", "whitening"},
     {"estimators", "policy_losses", "value_losses"},
-    {"doctor", "lab", "verl"},
+    {"doctor", "lab", "trl", "verl"},
     {"cli"},
     {"__main__"},
 )

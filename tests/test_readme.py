@@ -11,7 +11,11 @@ from rl_estimators.registry import ADV_ESTIMATORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = [  # what trains is run in tests/examples/test_trl.py
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "rl_estimators.trl" not in block
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

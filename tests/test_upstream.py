@@ -57,7 +57,7 @@ def test_the_source_reads_as_the_imported_function_does(upstream, tree):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     whole = patch(
-        signature=patching.signature(module.target), digests=frozenset({patching.digest(module.target)})
+        signature=patching.signature(module.target), reviewed={"0.9.5": patching.digest(module.target)}
     )
     assert upstream.examine(whole, tree) == "fits"
 
@@ -66,8 +66,8 @@ def test_changed(upstream, tree):
     assert upstream.examine(patch(signature="(a)"), tree).startswith(
         "changed: expected (a), found (a, /, b, c=None"
     )
-    assert upstream.examine(patch(digests=frozenset({"0"})), tree).startswith(
-        "changed: expected source 0, found "
+    assert upstream.examine(patch(reviewed={"0.9.1": "0"}), tree).startswith(
+        "changed body: reviewed 0 in 0.9.1, found "
     )
 
 
@@ -82,6 +82,10 @@ def test_exit_code_counts_only_hooks_that_would_be_applied(upstream, tree, monke
     assert upstream.main([str(tree)]) == 0
     assert "[not applied: <0.9]" in capsys.readouterr().out
     monkeypatch.setattr(patches, "VERL", (patch(signature="()"),))
+    assert upstream.main([str(tree)]) == 1
+    monkeypatch.setattr(patches, "VERL", (patch(reviewed={"0.9.1": "0"}),))
+    assert upstream.main([str(tree)]) == 0
+    monkeypatch.setattr(patches, "VERL", (patch(reviewed={"0.9.1": "0"}, body_matters=True),))
     assert upstream.main([str(tree)]) == 1
 
 

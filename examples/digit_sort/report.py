@@ -1,7 +1,7 @@
 """What came out: the numbers of each step as a table and as a picture, and the verdict on them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +68,29 @@ def verdict(rows: Sequence[dict[str, Any]]) -> tuple[bool, str]:
     return False, f"The reward did NOT clearly rise: {numbers}."
 
 
-def plot(rows: Sequence[dict[str, Any]], estimator: str, path: Path) -> None:
-    """Draw the mean reward of each step and its moving average into a PNG file."""
+def plot(runs: Mapping[str, Sequence[dict[str, Any]]], estimator: str, path: Path) -> None:
+    """Draw the mean reward of each step and its moving average into a PNG file, for each framework."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [row["step"] for row in rows]
-    rewards = [row[REWARD] for row in rows]
-    smooth = [
-        sum(part) / len(part) for part in (rewards[max(0, i - WINDOW + 1) : i + 1] for i in range(len(rows)))
-    ]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(steps, rewards, "o", color="tab:blue", markersize=5, label="mean of the step's answers")
-    axes.plot(steps, smooth, color="tab:blue", alpha=0.4, linewidth=2, label=f"mean of {WINDOW} steps")
+    for (framework, rows), colour in zip(runs.items(), ("tab:blue", "tab:orange"), strict=False):
+        steps = [row["step"] for row in rows]
+        rewards = [row[REWARD] for row in rows]
+        parts = (rewards[max(0, i - WINDOW + 1) : i + 1] for i in range(len(rows)))
+        smooth = [sum(part) / len(part) for part in parts]
+        axes.plot(
+            steps, rewards, "o", color=colour, markersize=5, label=f"{framework}: mean of the step's answers"
+        )
+        axes.plot(
+            steps, smooth, color=colour, alpha=0.4, linewidth=2, label=f"{framework}: mean of {WINDOW} steps"
+        )
     axes.set_ylim(0, 1)
     axes.set_xlabel("training step", fontsize=12)
     axes.set_ylabel("mean reward", fontsize=12)
-    axes.set_title(f"Sorting 4 digits with verl, estimator {estimator}", fontsize=13)
+    axes.set_title(f"Sorting 4 digits with {' and '.join(runs)}, estimator {estimator}", fontsize=13)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""Train a tiny model with verl and see the reward rise: `make smoke`, or `python examples/digit_sort/smoke.py`."""
+"""Train a tiny model with verl, then with TRL, and see the rewards rise: `make smoke`, or run this file."""
 
 import argparse
 import os
@@ -105,12 +105,43 @@ def execute(
         command = [*training_command(estimator, steps, seed, answers, model, data, out), *overrides]
         environment = training_environment(scratch, ray, out / "metrics.jsonl")
         outcome = train(command, environment, out, steps, progress)
-        report.plot(outcome.rows, estimator, out / "reward.png")
+        report.plot({"verl": outcome.rows}, estimator, out / "reward.png")
     finally:
         if ray != scratch:
             shutil.rmtree(ray, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)  # after a failure it stays: Ray's own logs are in it
     return outcome
+
+
+def train_in_trl(
+    options: argparse.Namespace, out: Path, verl: Outcome, progress: Progress
+) -> list[dict[str, Any]] | str:
+    """Do the same in TRL, beginning with the same model, and draw both; or return why there is nothing to do.
+
+    Raises:
+        SmokeError: our trainer refused the estimator with these options.
+    """
+    from digit_sort import trl_run
+    from rl_estimators.errors import EstimatorError
+
+    if (reason := trl_run.unavailable(options.estimator)) is not None:
+        return reason
+    begin = progress.seconds
+    progress.show("importing TRL")
+
+    def tell(rewards: list[float]) -> None:
+        if rewards:
+            progress.show("TRL: " + describe_step(rewards, options.steps, progress.seconds - begin))
+
+    try:
+        rows = trl_run.train(
+            options.estimator, options.steps, options.seed, options.answers, out / "model", out, tell
+        )
+    except EstimatorError as error:
+        raise SmokeError(f"TRL: {error}") from error
+    verl.seconds["TRL"] = progress.seconds - begin
+    report.plot({"verl": verl.rows, "TRL": rows}, options.estimator, out / "reward.png")
+    return rows
 
 
 def build_assets(out: Path, seed: int, progress: Progress) -> tuple[Path, tuple[Path, Path]]:
@@ -215,7 +246,7 @@ def write_command(
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; what follows ``--`` are hydra overrides."""
     parser = argparse.ArgumentParser(
-        description="Train a tiny model with verl on this machine's CPU and see the reward rise.",
+        description="Train a tiny model with verl, then with TRL, on this machine's CPU and see the rewards rise.",
         epilog="What follows -- goes to verl as it is, e.g.: -- actor_rollout_ref.actor.optim.lr=5e-4",
     )
     parser.add_argument("--estimator", default="reinforce_pp", help="advantage estimator (%(default)s)")
@@ -252,17 +283,30 @@ def main(arguments: Sequence[str]) -> int:
                 options.answers,
                 progress,
             )
+            in_trl = train_in_trl(options, out, outcome, progress)
     except SmokeError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing is left running", file=sys.stderr)
         return 130
-    rose, sentence = report.verdict(outcome.rows)
+    rose = [show("verl", options.estimator, outcome.rows)]
+    if isinstance(in_trl, str):
+        print(f"\nno run in TRL: {in_trl}")
+    else:
+        rose.append(show("TRL", options.estimator, in_trl))
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
-    print(report.table(outcome.rows), sentence, sep="\n")
-    print(f"time: {parts}; peak memory {outcome.peak_bytes / 2**30:.1f} GiB; the curve: {out / 'reward.png'}")
-    return 0 if rose else 1
+    print(
+        f"\ntime: {parts}; peak memory {outcome.peak_bytes / 2**30:.1f} GiB; the curves: {out / 'reward.png'}"
+    )
+    return 0 if all(rose) else 1
+
+
+def show(framework: str, estimator: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Print a run's table and verdict; return whether its reward rose."""
+    rose, sentence = report.verdict(rows)
+    print(f"\n{estimator} in {framework}", report.table(rows), sentence, sep="\n")
+    return rose
 
 
 # Being asked to end, or losing the terminal, shall leave nothing running either.

@@ -4,14 +4,17 @@ Source: Yuan et al., What's Behind PPO's Collapse in Long-CoT? Value Optimizatio
 "Decoupled-GAE" (https://arxiv.org/abs/2503.01491); taken over by VAPO (https://arxiv.org/abs/2504.05118).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import discounted_sum
 from rl_estimators.steps import read_steps, td_errors
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("decoupled_gae", source="https://arxiv.org/abs/2503.01491 Decoupled-GAE")
@@ -23,6 +26,7 @@ def decoupled_gae(
     lam: float = 0.95,
     critic_lam: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -47,6 +51,7 @@ def decoupled_gae(
         lam: The actor's lambda, in [0, 1]; the paper's 0.95 by default.
         critic_lam: The lambda of the critic's targets, in [0, 1]; the paper's 1 by default.
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -56,8 +61,10 @@ def decoupled_gae(
         where finite.
 
     Raises:
-        InputError: gamma or a lambda outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma or a lambda outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("decoupled_gae", whitening, whiten)
     check_range("decoupled_gae", high=1.0, gamma=gamma, lam=lam, critic_lam=critic_lam)
     steps = read_steps(
         "decoupled_gae", token_level_rewards, values, response_mask, truncated, bootstrap_values
@@ -65,4 +72,4 @@ def decoupled_gae(
     errors = td_errors(steps, gamma)
     advantages = discounted_sum(errors, steps.mask, gamma * lam)
     returns = discounted_sum(errors, steps.mask, gamma * critic_lam) + steps.values
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, steps.mask, how) if whiten else advantages, returns)

@@ -4,17 +4,22 @@ Source: Schulman et al., High-Dimensional Continuous Control Using Generalized A
 eq. 11-16 (https://arxiv.org/abs/1506.02438).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from rl_estimators import masked
+from rl_estimators import backends
 from rl_estimators.calls import register_adv_est
+from rl_estimators.compat import compat
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
-from rl_estimators.scan import discounted_sum
-from rl_estimators.steps import read_steps, td_errors
+from rl_estimators.steps import read_last
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, standardised
 
 
 @register_adv_est("gae", source="https://arxiv.org/abs/1506.02438 section 3")
+@compat(verl={"whiten": True, "whitening": STANDARD})
 def gae(
     token_level_rewards: Tensor,
     values: Tensor,
@@ -22,6 +27,7 @@ def gae(
     gamma: float = 1.0,
     lam: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -38,7 +44,8 @@ def gae(
     the advantages are whitened.
 
     Departures from verl 0.9: returns are 0 at masked positions, where verl has A + V of garbage; nothing at a
-    masked position touches a valid token; whitening equal numbers gives exactly 0.
+    masked position touches a valid token; whitening equal numbers gives exactly 0. Elsewhere the
+    defaults give verl's numbers; ``compat="verl"`` refuses options that would not.
 
     Args:
         token_level_rewards: ``(B, T)`` reward of each token.
@@ -47,6 +54,7 @@ def gae(
         gamma: Discount per valid token, in [0, 1].
         lam: Lambda, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -55,10 +63,15 @@ def gae(
         advantage 0 and its old values as returns, where finite: it teaches neither actor nor critic.
 
     Raises:
-        InputError: gamma or lam outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma or lam outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("gae", whitening, whiten)
     check_range("gae", high=1.0, gamma=gamma, lam=lam)
-    steps = read_steps("gae", token_level_rewards, values, response_mask, truncated, bootstrap_values)
-    advantages = discounted_sum(td_errors(steps, gamma), steps.mask, gamma * lam)
-    returns = advantages + steps.values
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    last = read_last("gae", truncated, bootstrap_values)
+    advantages, returns, rows = backends.gae(
+        token_level_rewards, values, response_mask, last, gamma, gamma * lam
+    )
+    if whiten:
+        standardised(advantages, response_mask, rows, how, out=advantages)
+    return Estimate(advantages, returns)

@@ -1,7 +1,7 @@
 """GDPO: each of several rewards normalised within the group on its own, then their sum over the batch.
 
 Source: Liu et al., GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization,
-reward-decoupled normalisation and batch-wise advantage normalisation (https://arxiv.org/abs/2601.05242).
+section 3.1, eq. 4-6, and for the weights section 3.2, eq. 7 (https://arxiv.org/abs/2601.05242).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,20 @@ from torch import Tensor
 
 from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
+from rl_estimators.compat import compat
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import Estimate
+from rl_estimators.whitening import STANDARD, Whitening, normalise_centred, read_whitening
+
+_ONE = {"ddof": 1}
+_VERL = {"norm_level": "token", "epsilon": 1e-6, "singleton": "raw", "whitening": STANDARD, **_ONE}
+_TRL_WHITENING = Whitening(eps=1e-4, eps_in="std")
+_TRL = {"norm_level": "sequence", "epsilon": 1e-4, "singleton": "zero", "whitening": _TRL_WHITENING, **_ONE}
 
 
-@register_adv_est("gdpo", source="https://arxiv.org/abs/2601.05242")
+@register_adv_est("gdpo", source="https://arxiv.org/abs/2601.05242 section 3.1")
+@compat(verl=_VERL, trl=_TRL)
 def gdpo(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -30,6 +38,9 @@ def gdpo(
     norm_by_std: bool = True,
     epsilon: float = 1e-6,
     norm_level: Literal["sequence", "token"] = "sequence",
+    ddof: int = 1,
+    singleton: Literal["zero", "raw"] = "zero",
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
 ) -> Estimate:
     r"""Add up a response's standings among its siblings, one for each reward, and normalise the sums over the batch.
 
@@ -38,16 +49,20 @@ def gdpo(
         a_b = \sum_k w_k a_{bk}, \qquad
         A_{bt} = \frac{a_b - \mathrm{mean}(a)}{\sqrt{\mathrm{var}(a) + 10^{-8}}}
 
-    with unbiased deviations and variance. Where GRPO sums first, a group tells apart sums only, and the reward with
-    the largest spread decides.
+    with unbiased deviations (``ddof=1``) and variance. Where GRPO sums first, a group tells apart sums only, and the
+    reward with the largest spread decides.
 
-    The batch's mean and variance run over responses, as in the paper; ``norm_level="token"`` counts a response once
+    The paper adds no epsilon to a group's deviation and its own to the batch's, ``whitening={"eps_in": "std"}``. The
+    batch's mean and variance run over responses, as in the paper; ``norm_level="token"`` counts a response once
     per valid token, as verl does, which gives responses that tie with all their siblings a small number in place of
     0. A reward that is equal all over a group adds exactly 0 there. A response with a reward that is not finite
     among its components is left out of all of them; TRL leaves out the component only. A group of one adds 0, where
     verl adds its raw rewards. verl falls back on the summed reward if it is given no components; here that is an
     error. The token-level rewards are not read, other than to leave out responses where they are not finite: a KL
     penalty in the reward has no effect.
+
+    ``compat="verl"`` gives verl 0.9's numbers and ``compat="trl"`` those of TRL 1.16's
+    ``multi_objective_aggregation="normalize_then_sum"``, where every reward is finite.
 
     Args:
         token_level_rewards: ``(B, T)``.
@@ -60,16 +75,23 @@ def gdpo(
         norm_by_std: Divide by the group's standard deviation.
         epsilon: Added to the standard deviation, in units of the reward; at least 0.
         norm_level: What is normalised over the batch: ``"sequence"`` or ``"token"``.
+        ddof: 1 for the groups' unbiased standard deviation, 0 for the one of the sample.
+        singleton: What a group of one adds: ``"zero"``, or its ``"raw"`` reward (over 1 + epsilon).
+        whitening: How the batch is normalised, where frameworks differ: see
+            :class:`~rl_estimators.whitening.Whitening`; its weighting is ``norm_level`` here.
 
     Returns:
         Advantages ``(B, T)``, and the same tensor as returns: there is no critic to train.
 
     Raises:
-        InputError: epsilon below 0, an unknown ``norm_level``, no components, a column that is not there or holds no
-            numbers, or another number of weights than of components.
+        InputError: epsilon below 0, ddof outside [0, 1], an unknown ``norm_level`` or ``singleton``, a ``whitening``
+            that does not fit, no components, a column that is not there or holds no numbers, or another number of weights than of components.
     """
     check_range("gdpo", epsilon=epsilon)
+    check_range("gdpo", high=1, ddof=ddof)
     check_choice("gdpo", "norm_level", norm_level, ("sequence", "token"))
+    check_choice("gdpo", "singleton", singleton, ("zero", "raw"))
+    how = read_whitening("gdpo", whitening, weighting_is="norm_level")
     components = _components(reward_components, non_tensor_batch, reward_keys, token_level_rewards)
     weighs = _weights(weights, components)
     wide = torch.float64 if torch.float64 in (components.dtype, token_level_rewards.dtype) else torch.float32
@@ -77,11 +99,9 @@ def gdpo(
     _, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index, components.sum(-1))
     total = torch.zeros(len(rows), dtype=wide, device=rows.device)
     for component, weight in zip(components.unbind(-1), weighs, strict=True):
-        centred, std, _ = masked.group_moments(component, ids, rows)
-        total = total + weight * (
-            torch.where(std > 0, centred / (std + epsilon), 0) if norm_by_std else centred
-        )
-    advantages = masked.normalise_centred(total, rows, mask, norm_level)
+        moments = masked.group_moments(component, ids, rows, ddof, singleton)
+        total = total + weight * (masked.over_std(moments, epsilon) if norm_by_std else moments.centred)
+    advantages = normalise_centred(total, rows, mask, norm_level, how, singleton)
     return Estimate(advantages, advantages)
 
 

@@ -5,16 +5,19 @@ eq. 11-15 (https://arxiv.org/abs/1506.02438); Sutton and Barto, Reinforcement Le
 edition, section 7.1, eq. 7.1.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import k_step_return
 from rl_estimators.steps import read_steps
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("k_step_td", source="https://arxiv.org/abs/1506.02438 eq. 11-15")
@@ -25,6 +28,7 @@ def k_step_td(
     gamma: float = 1.0,
     k: int = 1,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -45,6 +49,7 @@ def k_step_td(
         gamma: Discount per valid token, in [0, 1].
         k: Steps before the critic is asked, in valid tokens; a whole number, at least 1.
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -54,8 +59,10 @@ def k_step_td(
         where finite.
 
     Raises:
-        InputError: gamma outside [0, 1]; k below 1 or no whole number; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma outside [0, 1]; k below 1 or no whole number; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("k_step_td", whitening, whiten)
     check_range("k_step_td", high=1.0, gamma=gamma)
     check_range("k_step_td", low=1.0, k=k)
     if k % 1 != 0:
@@ -64,4 +71,4 @@ def k_step_td(
     target = k_step_return(steps.rewards, steps.values, steps.mask, gamma, int(k), steps.last)
     advantages = torch.where(steps.mask, target - steps.values, 0)
     returns = torch.where(steps.mask, target, steps.values)
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, steps.mask, how) if whiten else advantages, returns)

@@ -4,14 +4,17 @@ Source: Yue et al., VAPO: Efficient and Reliable Reinforcement Learning for Adva
 GAE, eq. 5 (https://arxiv.org/abs/2504.05118).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import discounted_sum
 from rl_estimators.steps import read_steps, td_errors
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("length_adaptive_gae", source="https://arxiv.org/abs/2504.05118 eq. 5")
@@ -23,6 +26,7 @@ def length_adaptive_gae(
     alpha: float = 0.05,
     critic_lam: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -50,6 +54,7 @@ def length_adaptive_gae(
         alpha: How much of a response lambda reaches over; at least 0, the paper's 0.05 by default.
         critic_lam: The lambda of the critic's targets, in [0, 1]; the paper's 1 by default.
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -59,8 +64,10 @@ def length_adaptive_gae(
         where finite.
 
     Raises:
-        InputError: gamma or critic_lam outside [0, 1]; alpha below 0; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma or critic_lam outside [0, 1]; alpha below 0; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("length_adaptive_gae", whitening, whiten)
     check_range("length_adaptive_gae", high=1.0, gamma=gamma, critic_lam=critic_lam)
     check_range("length_adaptive_gae", alpha=alpha)
     steps = read_steps(
@@ -71,4 +78,4 @@ def length_adaptive_gae(
     lam = (1 - 1 / (alpha * length)).clamp(0, 1)
     advantages = discounted_sum(errors, steps.mask, gamma * lam)
     returns = discounted_sum(errors, steps.mask, gamma * critic_lam) + steps.values
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, steps.mask, how) if whiten else advantages, returns)

@@ -1,7 +1,7 @@
 """MaxRL: the group's mean as baseline and as scale, which climbs the likelihood of success.
 
-Source: Tajwar, Zeng et al., Maximum Likelihood Reinforcement Learning, the estimator with its control variate
-(https://arxiv.org/abs/2602.02710).
+Source: Tajwar, Zeng et al., Maximum Likelihood Reinforcement Learning, section 4.3, the estimator with its control variate;
+its expectation: appendix D, theorem 5 (https://arxiv.org/abs/2602.02710v3).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from rl_estimators.errors import InputError
 from rl_estimators.registry import Estimate
 
 
-@register_adv_est("maxrl", source="https://arxiv.org/abs/2602.02710")
+@register_adv_est("maxrl", source="https://arxiv.org/abs/2602.02710v3 section 4.3")
 def maxrl(
     token_level_rewards: Tensor,
     response_mask: Tensor,

@@ -5,15 +5,18 @@ eq. 18 (https://arxiv.org/abs/1506.02438); REINFORCE with baseline in Sutton and
 Introduction, second edition, section 13.4.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import discounted_sum, next_valid
 from rl_estimators.steps import read_steps
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("mc", source="https://arxiv.org/abs/1506.02438 eq. 18")
@@ -23,6 +26,7 @@ def mc(
     response_mask: Tensor,
     gamma: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -43,6 +47,7 @@ def mc(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         gamma: Discount per valid token, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -52,8 +57,10 @@ def mc(
         where finite.
 
     Raises:
-        InputError: gamma outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("mc", whitening, whiten)
     check_range("mc", high=1.0, gamma=gamma)
     rewards, old, mask, last = read_steps(
         "mc", token_level_rewards, values, response_mask, truncated, bootstrap_values
@@ -64,4 +71,4 @@ def mc(
     target = discounted_sum(rewards, mask, gamma)
     advantages = torch.where(mask, target - old, 0)
     returns = torch.where(mask, target, old)
-    return Estimate(masked.whiten(advantages, mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, mask, how) if whiten else advantages, returns)

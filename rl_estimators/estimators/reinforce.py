@@ -4,6 +4,9 @@ Source: Williams, Simple Statistical Gradient-Following Algorithms for Connectio
 Learning 8, 1992, episodic REINFORCE with the baseline 0 (https://doi.org/10.1007/BF00992696).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from rl_estimators import masked
@@ -11,11 +14,16 @@ from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import discounted_sum
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("reinforce", source="https://doi.org/10.1007/BF00992696 episodic REINFORCE")
 def reinforce(
-    token_level_rewards: Tensor, response_mask: Tensor, gamma: float = 1.0, whiten: bool = False
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    gamma: float = 1.0,
+    whiten: bool = False,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
 ) -> Estimate:
     r"""Weigh each token by the return that followed it: the plain policy gradient, which the others improve on.
 
@@ -33,15 +41,17 @@ def reinforce(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         gamma: Discount per valid token, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch; off by default.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
 
     Returns:
         Advantages, and the reward-to-go as returns, ``(B, T)``: without whitening the same numbers. A response with a
         reward that is not finite has 0 in both.
 
     Raises:
-        InputError: gamma outside [0, 1].
+        InputError: gamma outside [0, 1]; a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("reinforce", whitening, whiten)
     check_range("reinforce", high=1.0, gamma=gamma)
     rewards, mask, _ = masked.valid(token_level_rewards, response_mask)
     returns = discounted_sum(rewards, mask, gamma)
-    return Estimate(masked.whiten(returns, mask) if whiten else returns, returns)
+    return Estimate(whitened(returns, mask, how) if whiten else returns, returns)

@@ -7,16 +7,17 @@ in LLMs, the REINFORCE leave-one-out estimator (https://arxiv.org/abs/2402.14740
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
+from rl_estimators.compat import compat
 from rl_estimators.fields import check_choice
 from rl_estimators.registry import Estimate
 
 
 @register_adv_est("rloo", source="https://arxiv.org/abs/2402.14740 RLOO")
+@compat(verl={"singleton": "raw"}, trl={"singleton": "zero"})
 def rloo(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -36,6 +37,9 @@ def rloo(
     where verl has a rounding error; a group of one gets 0, where verl's ``rloo`` hands out the raw score (its
     ``rloo_vectorized`` gives 0); groups are told apart as Python objects, never by number or text.
 
+    ``compat="verl"`` gives the numbers of verl's ``rloo``; ``compat="trl"`` those of TRL 1.16's ``RLOOTrainer``
+    without its ``normalize_advantages``, which the defaults give as well.
+
     Args:
         token_level_rewards: ``(B, T)``; only the sum over a response's valid tokens matters.
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
@@ -50,8 +54,5 @@ def rloo(
     """
     check_choice("rloo", "singleton", singleton, ("zero", "raw"))
     scores, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index)
-    ahead = masked.group_ahead_of_others(scores, ids, rows)
-    if singleton == "raw":
-        ahead = torch.where(masked.group_sum(rows.to(scores.dtype), ids) == 1, scores, ahead)
-    advantages = masked.to_tokens(ahead, mask)
+    advantages = masked.to_tokens(masked.group_ahead_of_others(scores, ids, rows, singleton), mask)
     return Estimate(advantages, advantages)

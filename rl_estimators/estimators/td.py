@@ -5,13 +5,16 @@ Source: Sutton and Barto, Reinforcement Learning: An Introduction, second editio
 (https://arxiv.org/abs/1506.02438).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.steps import read_steps, td_errors
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("td", source="https://arxiv.org/abs/1506.02438 eq. 17")
@@ -21,6 +24,7 @@ def td(
     response_mask: Tensor,
     gamma: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -39,6 +43,7 @@ def td(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         gamma: Discount per valid token, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -48,10 +53,12 @@ def td(
         where finite.
 
     Raises:
-        InputError: gamma outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("td", whitening, whiten)
     check_range("td", high=1.0, gamma=gamma)
     steps = read_steps("td", token_level_rewards, values, response_mask, truncated, bootstrap_values)
     advantages = td_errors(steps, gamma)
     returns = advantages + steps.values
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, steps.mask, how) if whiten else advantages, returns)

@@ -4,15 +4,18 @@ Source: Li et al., Turn-PPO: Turn-Level Advantage Estimation with PPO for Improv
 turn-level MDP (https://arxiv.org/abs/2512.17008).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 from rl_estimators.scan import discounted_sum
 from rl_estimators.steps import Steps, read_steps, td_errors
+from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
 @register_adv_est("turn_gae", source="https://arxiv.org/abs/2512.17008")
@@ -23,6 +26,7 @@ def turn_gae(
     gamma: float = 1.0,
     lam: float = 1.0,
     whiten: bool = True,
+    whitening: Whitening | Mapping[str, Any] = STANDARD,
     truncated: Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Estimate:
@@ -52,6 +56,7 @@ def turn_gae(
         gamma: Discount per turn, in [0, 1].
         lam: Lambda, from turn to turn, in [0, 1].
         whiten: Give the advantages mean 0 and variance 1 over the valid tokens of the whole batch.
+        whitening: How, where frameworks differ: see :class:`~rl_estimators.whitening.Whitening`.
         truncated: ``(B,)``, 1 on responses that were cut off, in any dtype; None: all are finished.
         bootstrap_values: ``(B,)`` the critic's value after the last token, read where ``truncated``.
 
@@ -61,8 +66,10 @@ def turn_gae(
         where finite.
 
     Raises:
-        InputError: gamma or lam outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse.
+        InputError: gamma or lam outside [0, 1]; ``truncated`` without ``bootstrap_values`` or the reverse;
+            a ``whitening`` that does not fit, or is given without ``whiten``.
     """
+    how = read_whitening("turn_gae", whitening, whiten)
     check_range("turn_gae", high=1.0, gamma=gamma, lam=lam)
     steps = read_steps("turn_gae", token_level_rewards, values, response_mask, truncated, bootstrap_values)
     turns, number = _turns(steps)
@@ -70,7 +77,7 @@ def turn_gae(
     advantages = torch.where(steps.mask, by_turn.gather(-1, number), 0)
     targets = (by_turn + turns.values).gather(-1, number)
     returns = torch.where(steps.mask, targets, steps.values)
-    return Estimate(masked.whiten(advantages, steps.mask) if whiten else advantages, returns)
+    return Estimate(whitened(advantages, steps.mask, how) if whiten else advantages, returns)
 
 
 def _turns(steps: Steps) -> tuple[Steps, Tensor]:

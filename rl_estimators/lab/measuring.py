@@ -177,7 +177,7 @@ def _draw(mdp: LanguageMDP, group_size: int, batch_size: int, samples: int, seed
     return (number * prompt[:, None] + response).view(samples, batch_size * group_size)
 
 
-def _inputs(mdp: LanguageMDP, critic: Tensor | None) -> dict[str, Tensor]:
+def _inputs(mdp: LanguageMDP, critic: Tensor | None) -> dict[str, Any]:
     """What an estimator may ask for, for every prompt and response: ``(P * N, ...)``."""
     log_probs = mdp.logits.log_softmax(-1)
     own = mdp.at_tokens(log_probs)

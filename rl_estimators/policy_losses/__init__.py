@@ -1,4 +1,18 @@
-"""Policy losses, one per file: they turn advantages into something to minimise. Importing registers them."""
+"""Policy losses, one per file: they turn advantages into something to minimise. Importing registers them.
+
+How a loss per token becomes one number is `loss_agg_mode`. Called by name, and in verl (``actor.loss_agg_mode``), it is
+``token-mean`` unless it is set, whatever the paper does. The papers' own:
+
+======================================  ======================================================
+`ppo_clip`, `importance_sampling`       ``token-mean``; GRPO ``seq-mean-token-mean``
+`cispo`, `gpg`, `clip_cov`, `kl_cov`    ``token-mean``
+`gspo`, `gmpo`, `sapo`                  ``seq-mean-token-mean``
+`reinforce`                             ``seq-mean-token-sum``
+======================================  ======================================================
+
+For the losses of the last two rows set ``loss_agg_mode`` to what stands there: with ``token-mean`` long responses weigh
+more than in their papers.
+"""
 
 from rl_estimators.policy_losses.cispo import cispo
 from rl_estimators.policy_losses.clip_cov import clip_cov

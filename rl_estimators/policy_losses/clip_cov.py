@@ -1,7 +1,7 @@
 """Clip-Cov: tokens of high covariance, drawn at random, are left out.
 
-Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, sec. 4.2
-(https://arxiv.org/abs/2505.22617).
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, section 4
+(https://arxiv.org/abs/2505.22617v1).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from rl_estimators.policy_losses.covariance import choose, covariance
 from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read
 
 
-@register_policy_loss("clip_cov", source="https://arxiv.org/abs/2505.22617 sec. 4.2")
+@register_policy_loss("clip_cov", source="https://arxiv.org/abs/2505.22617v1 section 4")
 def clip_cov(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -52,7 +52,8 @@ def clip_cov(
     at least one. verl leaves the ends of the interval out. As in `ppo_clip` the log-ratio is clamped to [-20,
     20], which verl does not do here.
 
-    Means, N and the draw are over the batch at hand, so micro-batches choose other tokens than the whole
+    The mean is over the tokens of the batch, ``token-mean``, as in verl's recipe of the authors. Means, N and the
+    draw are over the batch at hand, so micro-batches choose other tokens than the whole
     batch would, and at least one each. What is drawn depends on ``generator`` and the number of valid tokens
     before a token, on the CPU not on padding. Ranks that hold the same tokens must draw alike, from
     generators with one seed.

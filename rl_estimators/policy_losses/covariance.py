@@ -1,6 +1,6 @@
 """Which tokens drive the policy's entropy down: the choice that `clip_cov` and `kl_cov` share.
 
-Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, sec. 4
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, section 4
 (https://arxiv.org/abs/2505.22617).
 """
 

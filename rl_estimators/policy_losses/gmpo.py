@@ -1,6 +1,6 @@
 """GMPO: the geometric mean of token ratios, each clipped before the mean is taken.
 
-Source: Zhao et al., Geometric-Mean Policy Optimization, sec. 3 (https://arxiv.org/abs/2507.20673).
+Source: Zhao et al., Geometric-Mean Policy Optimization, section 3, eq. 3 and 4 (https://arxiv.org/abs/2507.20673v3).
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rl_estimators.masked import select
 from rl_estimators.policy_losses.ratio import bounded_exp, finish, read, row_mean
 
 
-@register_policy_loss("gmpo", source="https://arxiv.org/abs/2507.20673 sec. 3")
+@register_policy_loss("gmpo", source="https://arxiv.org/abs/2507.20673v3 eq. 3-4")
 def gmpo(
     old_log_prob: Tensor,
     log_prob: Tensor,

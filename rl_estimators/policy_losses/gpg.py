@@ -1,7 +1,7 @@
 """GPG: the group policy gradient's loss.
 
-Source: Chu et al., GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning, sec. 3
-(https://arxiv.org/abs/2504.02546).
+Source: Chu et al., GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning, section 2
+(https://arxiv.org/abs/2504.02546v3).
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from rl_estimators.calls import register_policy_loss
 from rl_estimators.policy_losses.reinforce import reinforce
 
 
-@register_policy_loss("gpg", source="https://arxiv.org/abs/2504.02546 sec. 3")
+@register_policy_loss("gpg", source="https://arxiv.org/abs/2504.02546v3 section 2")
 def gpg(
     old_log_prob: Tensor,
     log_prob: Tensor,

@@ -31,7 +31,7 @@ def importance_sampling(
 
     On the batch's own policy, where :math:`\rho = 1`, it has the gradient of `reinforce`. As in `ppo_clip`
     the log-ratio is clamped to [-20, 20]. verl has no loss of this kind; its ``vanilla`` with clip ratios out
-    of reach agrees.
+    of reach agrees. The mean is over time steps in the paper: ``token-mean``, the default.
 
     Args:
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.

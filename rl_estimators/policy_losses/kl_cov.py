@@ -1,7 +1,7 @@
 """KL-Cov: the tokens of highest covariance pay for leaving the old policy.
 
-Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, sec. 4.2
-(https://arxiv.org/abs/2505.22617).
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, section 4,
+eq. 14 (https://arxiv.org/abs/2505.22617v1).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from rl_estimators.policy_losses.covariance import choose, covariance
 from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
 
 
-@register_policy_loss("kl_cov", source="https://arxiv.org/abs/2505.22617 sec. 4.2")
+@register_policy_loss("kl_cov", source="https://arxiv.org/abs/2505.22617v1 eq. 14")
 def kl_cov(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -43,7 +43,8 @@ def kl_cov(
     policies agree. Like theirs, this takes at least one token. As in `ppo_clip` the log-ratio is clamped to
     [-20, 20] in :math:`\rho`, which verl does not do here.
 
-    Means, N and ranks are over the batch at hand, so micro-batches choose other tokens than the whole batch
+    The mean is over the tokens of the batch, ``token-mean``, as in verl's recipe of the authors. Means, N and ranks
+    are over the batch at hand, so micro-batches choose other tokens than the whole batch
     would, and at least one each.
 
     Args:

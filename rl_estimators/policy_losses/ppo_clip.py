@@ -6,15 +6,18 @@ Mastering Complex Control in MOBA Games, eq. 5 (https://arxiv.org/abs/1912.09729
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
+from rl_estimators.aggregation import aggregate_rows, masked_mean
+from rl_estimators.backends.losses import row_sums
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read
+from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, finish, read
 
 
 @register_policy_loss("ppo_clip", source="https://arxiv.org/abs/1707.06347 eq. 7")
@@ -29,6 +32,7 @@ def ppo_clip(
     clip_ratio_c: float | None = None,
     rollout_is_weights: Tensor | None = None,
     global_batch_info: Mapping[str, Any] | None = None,
+    fused: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Pessimistic importance-sampled policy gradient.
 
@@ -38,6 +42,9 @@ def ppo_clip(
 
     and with dual clip :math:`L = \min(L, -cA)` where A < 0. The log-ratio is clamped to [-20, 20], as in verl, so
     that no ratio overflows. Unlike verl's default of 3, ``clip_ratio_c`` is None: PPO has no dual clip.
+    PPO's mean is over time steps, DAPO's over the tokens of the group: ``token-mean``, the default. GRPO's (DeepSeekMath,
+    eq. 3) is over each response's tokens and then over responses: ``seq-mean-token-mean``; Dr. GRPO's sums tokens
+    and divides by a constant length: ``seq-mean-token-sum-norm``.
 
     Args:
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.
@@ -50,6 +57,8 @@ def ppo_clip(
         clip_ratio_c: The dual clip's c, at least 1, or None for none.
         rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+        fused: Compute loss and gradient in one reading of the batch, see :mod:`rl_estimators.backends.losses`: the
+            same numbers to rounding in less time and memory; the gradient of the gradient is not to be had.
 
     Returns:
         The loss, 0-dim, and metrics: ``pg_clipfrac`` and ``pg_clipfrac_lower`` (shares of valid tokens whose
@@ -61,6 +70,15 @@ def ppo_clip(
     check_range("ppo_clip", high=1.0, clip_ratio_low=clip_ratio_low)
     check_range("ppo_clip", clip_ratio_high=clip_ratio_high)
     check_range("ppo_clip", low=1.0, clip_ratio_c=clip_ratio_c)
+    if fused:
+        term = partial(_term, low=clip_ratio_low, high=clip_ratio_high, bound=clip_ratio_c)
+        weights = () if rollout_is_weights is None else (rollout_is_weights,)
+        sums, number, *more = row_sums(term, log_prob, response_mask, old_log_prob, advantages, *weights)
+        names = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")
+        tokens = number.sum().clamp(min=1)
+        metrics = {name: x.sum() / tokens for name, x in zip(names, more, strict=True)}
+        loss = aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info)
+        return loss, metrics
     mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
     losses, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), clip_ratio_low, clip_ratio_high)
     ppo_kl = masked_mean(-log_ratio, mask)
@@ -74,3 +92,31 @@ def ppo_clip(
         metrics["pg_clipfrac_lower"] = masked_mean((losses > bound).float(), mask)
         losses = torch.minimum(losses, bound)
     return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+
+
+def _term(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    weights: Tensor | None = None,
+    *,
+    low: float,
+    high: float,
+    bound: float | None,
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes, -A ratio where no clip is in force and else 0; and the metrics' numbers."""
+    log_ratio = log_prob.sub_(old_log_prob)
+    ratio = bounded_exp(log_ratio)
+    bounded = ratio.clamp(1 - low, 1 + high).mul_(gain)
+    plain = ratio.mul_(gain)
+    clipped = bounded < plain
+    losses, still = torch.minimum(plain, bounded).neg_(), clipped | (log_ratio.abs() > MAX_LOG_RATIO)
+    lower = torch.zeros_like(clipped)
+    if bound is not None:
+        most = torch.where(gain < 0, gain * -bound, torch.inf)
+        lower = losses > most
+        losses, still = torch.minimum(losses, most), still | lower
+    slopes = keep(plain.neg_(), mask_bits(~still, plain.dtype))
+    if weights is not None:
+        losses, slopes = losses * weights, slopes * weights
+    return losses, slopes, clipped, lower, -log_ratio

@@ -13,9 +13,9 @@ from torch import Tensor
 from rl_estimators.aggregation import aggregate
 from rl_estimators.masked import as_mask, select
 
-__all__ = ["Tokens", "bounded_exp", "clipped_surrogate", "finish", "read", "row_mean"]
+__all__ = ["MAX_LOG_RATIO", "Tokens", "bounded_exp", "clipped_surrogate", "finish", "read", "row_mean"]
 
-_MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0
 
 
 class Tokens(NamedTuple):
@@ -44,7 +44,7 @@ def read(old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_ma
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:
     """A ratio that cannot overflow: its logarithm is first clamped to [-20, 20], as in verl's `vanilla`."""
-    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def clipped_surrogate(gain: Tensor, ratio: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """SAPO: a soft gate on the ratio in the place of a clip.
 
-Source: Gao et al., Soft Adaptive Policy Optimization, sec. 3 (https://arxiv.org/abs/2511.20347).
+Source: Gao et al., Soft Adaptive Policy Optimization, section 3, eq. 5 and 6 (https://arxiv.org/abs/2511.20347).
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from rl_estimators.fields import check_range
 from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
 
 
-@register_policy_loss("sapo", source="https://arxiv.org/abs/2511.20347 sec. 3")
+@register_policy_loss("sapo", source="https://arxiv.org/abs/2511.20347 eq. 5-6")
 def sapo(
     old_log_prob: Tensor,
     log_prob: Tensor,

@@ -5,15 +5,17 @@ Implementation Details of Proximal Policy Optimization (ICLR Blog Track 2022). T
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate, masked_mean
+from rl_estimators.aggregation import aggregate_rows
+from rl_estimators.backends.losses import row_sums
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
-from rl_estimators.masked import as_mask, select
 
 
 @register_value_loss("clipped", source="OpenAI baselines, ppo2/model.py")
@@ -50,13 +52,18 @@ def clipped(
         InputError: ``cliprange_value`` below 0, an unknown ``loss_agg_mode``.
     """
     check_range("clipped", cliprange_value=cliprange_value)
-    mask = as_mask(response_mask)
-    new, old = select(vpreds, mask, values, returns), select(values.detach(), mask, vpreds, returns)
-    target = select(returns.detach(), mask, vpreds, values)
-    near = torch.clamp(new, old - cliprange_value, old + cliprange_value)
-    plain, bounded = (new - target).square(), (near - target).square()
-    metrics = {
-        "vf_clipfrac": masked_mean((bounded > plain).float(), mask),
-        "vpred_mean": masked_mean(new, mask),
-    }
-    return aggregate(0.5 * torch.maximum(plain, bounded), mask, loss_agg_mode, global_batch_info), metrics
+    term = partial(_term, reach=cliprange_value)
+    sums, number, clips, predictions = row_sums(term, vpreds, response_mask, values, returns)
+    tokens = number.sum().clamp(min=1)
+    metrics = {"vf_clipfrac": clips.sum() / tokens, "vpred_mean": predictions.sum() / tokens}
+    return aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info), metrics
+
+
+def _term(new: Tensor, old: Tensor, target: Tensor, *, reach: float) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes, V - R or, where the clip is in force, 0; where it is; and the values."""
+    error = new - target
+    near = torch.clamp(new, old - reach, old + reach).sub_(target)
+    plain, bounded = error.square(), near.square_()
+    clips = bounded > plain
+    losses = torch.maximum(plain, bounded).mul_(0.5)
+    return losses, keep(error, mask_bits(~clips, error.dtype)), clips, new

@@ -6,7 +6,6 @@ An estimator's options come from verl's configuration: ``algorithm.gamma``, ``al
 """
 
 import functools
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,29 +16,26 @@ from rl_estimators.calls import estimate
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
-from rl_estimators.verl import batch, step_metrics
-from rl_estimators.verl.carry import carry_rewards
+from rl_estimators.verl import batch, core_algos, step_metrics
 
 __all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
 
 PREFIX = "rle_"  # verl treats gae, grpo and remax specially by name; under this prefix the name is ours alone
 OPTIONS_KEY = "adv_estimator_kwargs"
-_CORE_ALGOS = "verl.trainer.ppo.core_algos"
 
 
-def offer(core_algos: ModuleType) -> None:
+def offer(module: ModuleType) -> None:
     """Register every estimator of ours in verl, and each one that is registered with us later."""
     ADV_ESTIMATORS.subscribe(_offer_one)
 
 
 def _offer_one(name: str) -> None:
     """Under its own name where verl has none, and always under the prefixed one."""
-    core_algos = sys.modules[_CORE_ALGOS]
     adapter = as_verl(name)
     for alias in (name, PREFIX + name):
-        taken = core_algos.ADV_ESTIMATOR_REGISTRY.get(alias)
+        taken = core_algos.estimators().get(alias)
         if taken is None or (alias != name and taken != adapter):  # the latter: let verl name both owners
-            core_algos.register_adv_est(alias)(adapter)
+            core_algos.module().register_adv_est(alias)(adapter)
 
 
 @functools.cache
@@ -50,10 +46,9 @@ def as_verl(name: str) -> Callable[..., Estimate]:
         token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **inputs: Any
     ) -> Estimate:
         given = {**batch.inputs(), **inputs, **options(ADV_ESTIMATORS.spec(name), config)}
-        given["response_mask"] = response_mask
+        given |= {"token_level_rewards": token_level_rewards, "response_mask": response_mask}
         with collect_metrics() as metrics:
-            given["token_level_rewards"] = carry_rewards(token_level_rewards, response_mask)
-            result = estimate(name, **given)
+            result = estimate(name, **{"masked_rewards": "carry", **given})
         step_metrics.add(metrics)
         return result
 
@@ -67,7 +62,7 @@ def spec_of(alias: str) -> Spec | None:
     Raises:
         EntryPointError, DuplicateNameError: it is, and its owner cannot be imported or has a rival.
     """
-    function = sys.modules[_CORE_ALGOS].ADV_ESTIMATOR_REGISTRY.get(alias)
+    function = core_algos.estimators().get(alias)
     for name in (alias, alias.removeprefix(PREFIX)):
         if name in ADV_ESTIMATORS.names() and function is as_verl(name):
             return ADV_ESTIMATORS.spec(name)

@@ -35,6 +35,7 @@ from torch import Tensor
 from rl_estimators import patching
 from rl_estimators.errors import EstimatorError, InputError, PatchError
 from rl_estimators.verl import step_metrics
+from rl_estimators.verl.core_algos import estimator_name
 from rl_estimators.verl.estimators import spec_of
 from rl_estimators.verl.sessions import final_rows
 
@@ -56,10 +57,9 @@ _baselines: ContextVar[Mapping[str, float] | None] = ContextVar("rl_estimators_g
 
 def wanted(config: Any) -> bool:
     """Whether the estimator in verl's ``config`` cannot do without the reward of a greedy response."""
-    name = _name(config)
+    name = estimator_name(config.algorithm.adv_estimator)
     if name == "remax":
         return True
-    importlib.import_module("verl.trainer.ppo.core_algos")
     spec = spec_of(name)
     return spec is not None and "reward_baselines" in spec.required
 
@@ -73,7 +73,7 @@ def check(config: Any) -> None:
     """
     if not wanted(config):
         return
-    name = _name(config)
+    name = estimator_name(config.algorithm.adv_estimator)
     if not config.trainer.get("use_v1", True):
         if name == "remax":
             return
@@ -84,11 +84,6 @@ def check(config: Any) -> None:
         )
     for hook in HOOKS:
         patching.require(hook, purpose=f"algorithm.adv_estimator={name}")
-
-
-def _name(config: Any) -> str:
-    name = config.algorithm.adv_estimator
-    return str(getattr(name, "value", name))
 
 
 # ------------------------------------------------------------------------------------ in an agent-loop worker
@@ -289,7 +284,7 @@ def _read(config: Any, batch: Any, keys: Sequence[str], ours: str, *others: str)
     )
     if ours not in data:
         raise PatchError(
-            f"algorithm.adv_estimator={_name(config)}: no greedy rollouts in the batch, some rows have no "
+            f"algorithm.adv_estimator={estimator_name(config.algorithm.adv_estimator)}: no greedy rollouts in the batch, some rows have no "
             f"{ours}. The agent-loop workers run without the hook {HOOKS[0]}: run `rl-estimators doctor` on "
             "every node. Samples that a run with another estimator left in a checkpoint or a rollout dump "
             "lack them too: remove the checkpoint's folder transfer_queue, or the dump."

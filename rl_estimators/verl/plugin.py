@@ -17,7 +17,7 @@ from rl_estimators import patching
 from rl_estimators.imports import when_imported
 
 HOOKS = (  # a module of somebody else's, and what to call with it once it has been imported
-    ("hydra.core.config_store", "rl_estimators.verl.presets:offer"),
+    ("hydra._internal.core_plugins", "rl_estimators.verl.presets:offer"),
     ("verl.plugin.platform", "rl_estimators.verl.platform:register"),
     ("verl.trainer.ppo.core_algos", "rl_estimators.verl.estimators:offer"),
     ("verl.trainer.ppo.core_algos", "rl_estimators.verl.policy_losses:offer"),

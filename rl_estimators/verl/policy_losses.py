@@ -3,13 +3,13 @@
 Each is there as ``rle_NAME``, and as ``NAME`` where verl has no loss of that name, for
 ``actor_rollout_ref.actor.policy_loss.loss_mode``. Its options come from ``+rl_estimators.policy_loss.OPTION=VALUE`` (see
 :mod:`rl_estimators.verl.settings`); clip ratios that are not given there are verl's own, ``actor.clip_ratio_low``,
-``clip_ratio_high`` and ``clip_ratio_c``, so that ``loss_mode=rle_ppo_clip`` alone computes what ``vanilla`` does.
+``clip_ratio_high`` and ``clip_ratio_c``, so that ``loss_mode=rle_ppo_clip`` alone computes what ``vanilla`` does; so are
+the options in :mod:`rl_estimators.verl.policy_loss_keys`.
 
 The metric ``actor/rl_estimators/policy_loss/NAME`` is 1 in every update that the loss was used in.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -19,16 +19,17 @@ from torch import Tensor
 from rl_estimators import calls
 from rl_estimators.errors import DuplicateNameError, InputError
 from rl_estimators.registry import POLICY_LOSSES, Spec
+from rl_estimators.verl import core_algos
 from rl_estimators.verl.estimators import PREFIX
+from rl_estimators.verl.policy_loss_keys import options_of_verl
 
 __all__ = ["INPUTS", "as_verl", "name_of", "offer", "options"]
 
 INPUTS = ("old_log_prob", "log_prob", "advantages", "response_mask")  # verl always passes them
-_CORE_ALGOS = "verl.trainer.ppo.core_algos"
 _METRICS = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")  # verl's own losses report them under these names
 
 
-def offer(core_algos: ModuleType) -> None:
+def offer(module: ModuleType) -> None:
     """Register every policy loss of ours in verl, and each one that is registered with us later."""
     POLICY_LOSSES.subscribe(_offer_one)
 
@@ -39,12 +40,11 @@ def _offer_one(name: str) -> None:
     Raises:
         DuplicateNameError: somebody else has the prefixed name; verl itself would overwrite in silence.
     """
-    core_algos = sys.modules[_CORE_ALGOS]
     adapter = as_verl(name)
     for alias in (name, PREFIX + name):
-        taken = core_algos.POLICY_LOSS_REGISTRY.get(alias)
+        taken = core_algos.policy_losses().get(alias)
         if taken is None:
-            core_algos.register_policy_loss(alias)(adapter)
+            core_algos.module().register_policy_loss(alias)(adapter)
         elif alias != name and taken is not adapter:
             raise DuplicateNameError(
                 f"verl's policy loss {alias!r} is already {taken.__module__}:{taken.__qualname__}; "
@@ -54,7 +54,7 @@ def _offer_one(name: str) -> None:
 
 def name_of(loss_mode: str) -> str | None:
     """The name of the policy loss that verl knows as ``loss_mode``, or None if it is not one of ours."""
-    function = sys.modules[_CORE_ALGOS].POLICY_LOSS_REGISTRY.get(loss_mode)
+    function = core_algos.policy_losses().get(loss_mode)
     for name in (loss_mode, loss_mode.removeprefix(PREFIX)):
         if name in POLICY_LOSSES.names() and function is as_verl(name):
             return name
@@ -94,7 +94,7 @@ def as_verl(name: str) -> Callable[..., tuple[Tensor, dict[str, float]]]:
 
 
 def options(spec: Spec, actor: Any, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a policy loss: ``own``, and verl's clip ratios where those are not given.
+    """The options of a policy loss: ``own``, and verl's own keys where those are not given.
 
     Args:
         spec: The loss.
@@ -109,7 +109,7 @@ def options(spec: Spec, actor: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         "clip_ratio_c": actor.get("clip_ratio_c"),
     }
     found = {name: value for name, value in theirs.items() if name in spec.options and value is not None}
-    return {**found, **own}
+    return {**found, **options_of_verl(spec, actor), **own}
 
 
 def _from_config(spec: Spec, config: Any) -> dict[str, Any]:

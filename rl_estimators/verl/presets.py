@@ -2,7 +2,7 @@
 
 A preset sets what a paper fixes: estimator, critic, losses, and where the KL penalty goes. Whatever else stands on
 the command line wins over it. They are the YAML files in ``configs/algorithm``, put into Hydra's own store when a
-process imports Hydra, which works the same from a wheel, an editable install and a zip file.
+process sets Hydra up, which works the same from a wheel, an editable install and a zip file.
 
 They extend verl's own config group ``algorithm``, because Hydra refuses a name that an existing group does not have.
 In a group of ours it would not: without this package ``+rl_estimators=gae`` is a plain value that nobody reads.
@@ -17,11 +17,16 @@ __all__ = ["GROUP", "offer", "texts"]
 GROUP = "algorithm"
 
 
-def offer(config_store: ModuleType) -> None:
-    """Put the presets into Hydra's store. Called with the module ``hydra.core.config_store``."""
+def offer(module: ModuleType) -> None:
+    """Put the presets into Hydra's store.
+
+    Called when Hydra looks for its plugins, which it does before it composes anything. All of verl's processes import
+    Hydra and few set it up; the presets take 10 ms to read.
+    """
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    store = config_store.ConfigStore.instance()
+    store = ConfigStore.instance()
     for name, text in texts().items():
         node = OmegaConf.create(text)
         store.store(group=GROUP, name=name, node=node, package="_global_", provider="rl_estimators")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rl_estimators.errors import InputError
 from rl_estimators.masked import as_mask
 from rl_estimators.verl.estimators import spec_of
 
@@ -27,15 +28,29 @@ def final_rows(batch_keys: Sequence[str]) -> tuple[list[int], list[int]]:
 
     Args:
         batch_keys: verl's keys, ``{uid}_{session}_{output}``.
+
+    Raises:
+        InputError: a key is not of that form.
     """
-    sessions = [key.rpartition("_")[0] for key in batch_keys]
-    outputs = [int(key.rpartition("_")[2]) for key in batch_keys]
+    split = [_split(key) for key in batch_keys]
+    sessions = [session for session, _ in split]
     last: dict[str, int] = {}
-    for row, session in enumerate(sessions):
-        if session not in last or outputs[row] > outputs[last[session]]:
+    for row, (session, output) in enumerate(split):
+        if session not in last or output > split[last[session]][1]:
             last[session] = row
     position = {session: i for i, session in enumerate(last)}
     return list(last.values()), [position[session] for session in sessions]
+
+
+def _split(key: str) -> tuple[str, int]:
+    """A key's session, with its uid, and the number of the output."""
+    session, _, output = key.rpartition("_")
+    if "_" not in session or not output.isdecimal():
+        raise InputError(
+            f"verl's key of a row is {key!r}, expected {{uid}}_{{session}}_{{output}} with a number at the end: without "
+            "it nothing tells which rows are one session. An agent-loop manager of your own must name its rows so"
+        )
+    return session, int(output)
 
 
 def compute(

@@ -8,7 +8,6 @@ losses are averaged stays with verl (``loss_agg_mode``). Options of an estimator
 ``+algorithm.adv_estimator_kwargs.OPTION=VALUE``; presets are described in :mod:`rl_estimators.verl.presets`.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,9 @@ from rl_estimators import patching
 from rl_estimators.errors import EstimatorError, InputError, PatchError, UnknownNameError
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
-from rl_estimators.verl import option_types, policy_losses, presets, value_loss
+from rl_estimators.verl import core_algos, named_options, policy_losses, presets, value_loss
 from rl_estimators.verl.estimators import PREFIX
+from rl_estimators.verl.trainers import is_experimental
 
 __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
 
@@ -31,7 +31,15 @@ _TARGET = "actor_rollout_ref.actor.policy_loss._target_"
 _STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
 _STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
 _OUR_TARGET = "rl_estimators.verl.actor_config.PolicyLossConfig"
-_CORE_ALGOS = "verl.trainer.ppo.core_algos"
+_VERLS = ("loss_agg_mode", "global_batch_info")  # options that verl gives to every loss
+
+
+@dataclass
+class Schema:
+    """The node's keys and their types, for omegaconf to check. A loss's options are in its signature."""
+
+    policy_loss: dict[str, Any] | None = None
+    value_loss: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,17 +88,11 @@ def read(config: Any) -> Settings:
         UnknownNameError: no loss has that name.
         InputError: anything else that does not fit; the message names the full key.
     """
-    node = _plain(config.get(KEY))
-    if node is None:
-        return Settings()
-    if not isinstance(node, dict):
-        raise InputError(_no_mapping(node))
-    for key in node:
-        if key not in _KINDS:
-            raise InputError(
-                f"{KEY}.{key}: no such key.{did_you_mean(str(key), _KINDS)} Known: {', '.join(_KINDS)}."
-            )
-    losses = {key: _read_loss(config, key, value) for key, value in node.items() if value is not None}
+    losses = {
+        key: _read_loss(config, key, loss)
+        for key, loss in _schema(config.get(KEY)).items()
+        if loss is not None
+    }
     return Settings(**losses)
 
 
@@ -118,6 +120,30 @@ def apply(config: Any, use_critic: bool | None = None) -> Settings:
     return settings
 
 
+def _schema(node: Any) -> dict[str, Any]:
+    """The node as :class:`Schema` has it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, ValidationError
+
+    node = {} if node is None else named_options.plain(node)
+    if not isinstance(node, dict):
+        raise InputError(_no_mapping(node))
+    schema = OmegaConf.structured(Schema)
+    for key, value in node.items():
+        try:
+            schema[key] = value
+        except ConfigKeyError:
+            raise InputError(
+                f"{KEY}.{key}: no such key.{did_you_mean(str(key), schema)} Known: {', '.join(schema)}."
+            ) from None
+        except ValidationError:
+            raise InputError(
+                f"{KEY}.{key} is {value!r}, expected a name and options by key: +{KEY}.{key}.name={value}"
+            ) from None
+    found: dict[str, Any] = OmegaConf.to_container(schema)
+    return found
+
+
 def _no_mapping(node: Any) -> str:
     names = list(presets.texts())
     return (
@@ -127,21 +153,20 @@ def _no_mapping(node: Any) -> str:
     )
 
 
-def _read_loss(config: Any, key: str, node: Any) -> Loss:
-    path = f"{KEY}.{key}"
-    if not isinstance(node, dict):
-        raise InputError(f"{path} is {node!r}, expected a name and options by key: +{path}.name={node}")
-    options = {str(option): value for option, value in node.items()}
+def _read_loss(config: Any, key: str, node: Mapping[str, Any]) -> Loss:
+    path, kind = f"{KEY}.{key}", _KINDS[key]
+    options = dict(node)
     name = options.pop("name", None)
     if name is None:
-        known = ", ".join(_KINDS[key].registry.names())
         raise InputError(
-            f"{path}.name is missing, so nobody would read {path}.{next(iter(node), '*')}; one of {known}"
+            f"{path}.name is missing, so nobody would read {path}.{next(iter(node), '*')}; "
+            f"one of {', '.join(kind.registry.names())}"
         )
-    _check_name(key, str(name))
-    options = _without_unset(_KINDS[key].registry, str(name), options)
-    _check_loss(config, path, _KINDS[key], str(name), options)
-    return Loss(str(name), options)
+    name = str(name)
+    _check_name(key, name)
+    options = _without_unset(kind.registry, name, options)
+    _check_loss(config, path, kind, name, options)
+    return Loss(name, options)
 
 
 def _without_unset(registry: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,8 +193,14 @@ def _check_loss(config: Any, path: str, kind: _Kind, name: str, given: Mapping[s
     """Check a loss and its options; ``path`` is the key that asks for them."""
     spec = kind.registry.spec(name)
     _check_use(path, kind, spec)
-    for option, value in given.items():
-        _check_option(path, kind, spec, option, value)
+    if "loss_agg_mode" in given:
+        mode = given["loss_agg_mode"]
+        raise InputError(
+            f"{path}.loss_agg_mode: verl owns it; set {kind.section}.loss_agg_mode={mode} instead"
+        )
+    if "global_batch_info" in given:
+        raise InputError(f"{path}.global_batch_info: verl counts it itself in every update; leave it out")
+    named_options.check(path, spec, given, hidden=_VERLS)
     if spec.function.__module__.startswith(f"{__package__.partition('.')[0]}."):
         _try(path, kind, spec, kind.options(spec, _select(config, kind.section), given))
 
@@ -182,7 +213,7 @@ def _check_use(path: str, kind: _Kind, spec: Spec) -> None:
             f"{path}: {spec.name} needs {', '.join(missing)}, which verl does not hand to a loss; "
             f"it has {', '.join(kind.inputs)}"
         )
-    for needed in ("loss_agg_mode", "global_batch_info"):
+    for needed in _VERLS:
         carried = needed == "global_batch_info" and kind.counts_in_config and spec.takes_config
         if needed not in spec.options and not spec.takes_any and not carried:
             raise InputError(
@@ -191,29 +222,13 @@ def _check_use(path: str, kind: _Kind, spec: Spec) -> None:
             )
 
 
-def _check_option(path: str, kind: _Kind, spec: Spec, option: str, value: Any) -> None:
-    if option == "loss_agg_mode":
-        raise InputError(f"{path}.{option}: verl owns it; set {kind.section}.{option}={value} instead")
-    if option == "global_batch_info":
-        raise InputError(f"{path}.{option}: verl counts it itself in every update; leave it out")
-    known = {n: v for n, v in spec.options.items() if n not in ("loss_agg_mode", "global_batch_info")}
-    if option not in known:
-        if spec.takes_any:
-            return
-        offered = ", ".join(f"{name}={default!r}" for name, default in known.items()) or "none"
-        raise InputError(
-            f"{path}.{option}: {spec.name} has no such option.{did_you_mean(option, known)} Its options: {offered}. "
-            f"If a preset brought it along, ~{path}.{option} removes it."
-        )
-    accepted = option_types.accepted(spec, option)
-    if accepted and not option_types.fits(value, accepted):
-        raise InputError(
-            f"{path}.{option} is {value!r} ({type(value).__name__}), expected {option_types.in_words(accepted)}; "
-            f"its default is {known[option]!r}"
-        )
-
-
 def _check_critic(config: Any, name: str, use_critic: bool | None) -> None:
+    if is_experimental(config):
+        raise InputError(
+            f"{KEY}.value_loss.name={name}: verl's experimental trainers, which this configuration with its node "
+            f"rollout is for, give their critic no loss of ours; remove {KEY}.value_loss, or train with "
+            "verl.trainer.main_ppo"
+        )
     if use_critic is False:
         raise InputError(
             f"{KEY}.value_loss.name={name}: this run has no critic that it could train; choose an estimator with "
@@ -253,7 +268,7 @@ def _check_mode(config: Any) -> None:
     from omegaconf import OmegaConf
 
     mode = OmegaConf.select(config, _MODE)  # verl calls need_critic with partial configurations, too
-    known = sys.modules[_CORE_ALGOS].POLICY_LOSS_REGISTRY
+    known = core_algos.policy_losses()
     if not isinstance(mode, str) or OmegaConf.select(config, _EXTERNAL) is not None:
         return  # what a worker will import may register it
     if mode not in known and (mode.startswith(PREFIX) or did_you_mean(mode, POLICY_LOSSES.names())):
@@ -271,12 +286,6 @@ def _try(path: str, kind: _Kind, spec: Spec, options: Mapping[str, Any]) -> None
         spec({**dict.fromkeys(kind.inputs, torch.zeros(1, 1)), **options})
     except InputError as error:
         raise InputError(f"{path}: {error}; what is not given comes from {kind.section}") from None
-
-
-def _plain(node: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _select(config: Any, section: str) -> Any:

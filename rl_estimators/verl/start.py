@@ -1,7 +1,6 @@
 """Said at start rather than after the first rollout: what the configuration asks for and cannot get."""
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +8,12 @@ import torch
 
 from rl_estimators import patching
 from rl_estimators.errors import InputError, UnknownNameError
-from rl_estimators.fields import FIELDS
+from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
-from rl_estimators.verl import greedy
+from rl_estimators.verl import core_algos, greedy, named_options
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
+from rl_estimators.verl.trainers import is_experimental
 
 __all__ = ["prepare"]
 
@@ -38,13 +38,15 @@ def prepare(config: Any) -> bool:
     name = algorithm.get("adv_estimator") if algorithm is not None else None
     if name is None:
         return False
-    name = str(getattr(name, "value", name))
+    name = core_algos.estimator_name(name)
     _refuse_unknown(name)
     spec = spec_of(name)
-    if config.get("trainer") is not None:
+    if is_experimental(config):
+        _refuse_greedy(name, spec)
+    elif config.get("trainer") is not None:
         greedy.check(config)  # also for verl's own remax
     if spec is None:  # verl's own, or somebody else's: they know what else it needs
-        if algorithm.get(OPTIONS_KEY) and f"{PREFIX}{name}" in _known():
+        if algorithm.get(OPTIONS_KEY) and f"{PREFIX}{name}" in core_algos.estimators():
             raise InputError(
                 f"algorithm.{OPTIONS_KEY} is set and {_KEY}={name} is verl's own, which does not read it; "
                 f"ours is {PREFIX}{name}"
@@ -55,20 +57,23 @@ def prepare(config: Any) -> bool:
     return "values" in spec.required
 
 
-def _known() -> Mapping[str, Any]:
-    registry: Mapping[str, Any] = importlib.import_module(
-        "verl.trainer.ppo.core_algos"
-    ).ADV_ESTIMATOR_REGISTRY
-    return registry
-
-
 def _refuse_unknown(name: str) -> None:
     """A name that nobody has may be a trainer's own; one that looks like ours is a slip."""
-    known = _known()
+    known = core_algos.estimators()
     ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
     if name not in known and (name.startswith(PREFIX) or difflib.get_close_matches(name, ours, n=1)):
         raise UnknownNameError(
             f"{_KEY}={name}: no such estimator.{did_you_mean(name, ours)} Known: {', '.join(sorted(known))}."
+        )
+
+
+def _refuse_greedy(name: str, spec: Spec | None) -> None:
+    """Ours only: what verl's own ``remax`` needs there is verl's to say."""
+    if spec is not None and "reward_baselines" in spec.required:
+        raise InputError(
+            f"{_KEY}={name} needs reward_baselines ({FIELDS['reward_baselines'].meaning}), which verl's experimental "
+            "trainers, which this configuration with its node rollout is for, do not provide; train with "
+            "verl.trainer.main_ppo"
         )
 
 
@@ -94,17 +99,27 @@ def _cannot(name: str, needed: str) -> str:
 
 
 def _check_options(name: str, spec: Spec, config: Any) -> None:
-    """Unknown names for everybody's estimators; for ours also the values, by estimating one empty token."""
+    """Names and types for everybody's estimators; for ours also ranges, by estimating one empty token."""
+    path = f"algorithm.{OPTIONS_KEY}"
     given = options(spec, config.algorithm)
+    of_all = {"masked_rewards": given.pop("masked_rewards", "carry")}  # an option of `estimate` itself
+    own = named_options.plain(config.algorithm.get(OPTIONS_KEY)) or {}
+    named_options.check(path, spec, {option: value for option, value in own.items() if option not in of_all})
     try:
+        check_choice(spec.name, "masked_rewards", of_all["masked_rewards"], ("drop", "carry"))
         spec.options_from(given)
         if (
             str(spec.function.__module__).startswith("rl_estimators.")
             and "reward_components" not in spec.optional
         ):
-            spec({**{field: _nothing(field) for field in spec.required}, **given})
+            fields = (*spec.required, *(field for field in spec.optional if _at_hand(field, config)))
+            spec({**{field: _nothing(field) for field in fields}, **given})
     except InputError as error:
-        raise InputError(f"{_KEY}={name}: {error} Options stand in algorithm.{OPTIONS_KEY}.NAME.") from None
+        raise InputError(f"{_KEY}={name}: {error} Options stand in {path}.NAME.") from None
+
+
+def _at_hand(field: str, config: Any) -> bool:
+    return field not in _PROVIDED or _PROVIDED[field](config)
 
 
 def _nothing(field: str) -> Any:

@@ -90,8 +90,52 @@ def test_uninstall_puts_the_original_back(upstream):
     module, _ = install()
     patching.uninstall("plus-one")
     assert module.double(2) == 4
-    assert patching.report()[0].state is State.DISABLED
+    assert patching.report()[0].state is State.UNINSTALLED
     assert importlib.reload(module).double(2) == 4
+
+
+def test_installed_again(upstream):
+    module, _ = install()
+    patching.uninstall("plus-one")
+    patching.install(patch())
+    assert patching.report()[0].state is State.APPLIED
+    assert module.double(2) == 5
+    assert importlib.reload(module).double(2) == 5  # once, not twice
+
+
+def test_installed_again_before_the_import(upstream):
+    patching.install(patch())
+    patching.uninstall("plus-one")
+    assert not patching.in_force("plus-one")
+    patching.install(patch())
+    assert patching.in_force("plus-one")
+    assert importlib.import_module("rle_upstream").double(2) == 5
+
+
+def test_uninstalled_before_the_import(upstream):
+    patching.install(patch())
+    patching.uninstall("plus-one")
+    assert importlib.import_module("rle_upstream").double(2) == 4
+
+
+def test_installed_again_and_switched_off_since(upstream, monkeypatch):
+    module, _ = install()
+    patching.uninstall("plus-one")
+    monkeypatch.setenv(patching.DISABLE, "plus-one")
+    patching.install(patch())
+    assert patching.report()[0].state is State.DISABLED
+    assert module.double(2) == 4
+
+
+def test_uninstall_names_those_who_keep_the_replacement(upstream):
+    install()
+    (upstream / "rle_upstream_user.py").write_text("from rle_upstream import double as twice\n")
+    user = importlib.import_module("rle_upstream_user")
+    patching.uninstall("plus-one")
+    assert user.twice(2) == 5
+    (status,) = patching.report()
+    assert status.late == ("rle_upstream_user.twice",)
+    assert str(status).startswith("plus-one: uninstalled (too late for rle_upstream_user.twice) [")
 
 
 def test_uninstall_refuses_when_somebody_else_came_after(upstream):
@@ -120,7 +164,11 @@ def test_disabled(upstream, monkeypatch, value):
         ({"needed": lambda: False}, State.UNNEEDED, ""),
         ({"releases": ">=2"}, State.UNSUPPORTED, "rle-upstream 1.5, reviewed for >=2"),
         ({"signature": "(x)"}, State.DRIFTED, "expected (x), found (x, times=2)"),
-        ({"digests": frozenset({"0" * 12})}, State.DRIFTED, "expected source 000000000000, found "),
+        (
+            {"reviewed": {"1.4": "0" * 12}, "body_matters": True},
+            State.DRIFTED,
+            "its body has changed: reviewed 000000000000 in 1.4, found ",
+        ),
         ({"attribute": "gone"}, State.FAILED, "KeyError: 'gone'"),
         ({"wrap": lambda original: 1 / 0}, State.FAILED, "ZeroDivisionError"),
     ],
@@ -136,11 +184,33 @@ def test_left_alone(upstream, change, state, detail, caplog):
         patching.require("plus-one", purpose="the test")
 
 
-def test_reviewed_source(upstream):
+@pytest.mark.parametrize("body_matters", [False, True])
+def test_a_body_that_was_read(upstream, body_matters):
     source = patching.digest(importlib.import_module("rle_upstream").double)
-    module, status = install(digests=frozenset({source}))
+    module, status = install(reviewed={"1.4": "0" * 12, "1.5": source}, body_matters=body_matters)
     assert status.state is State.APPLIED
     assert module.double(2) == 5
+    assert patching.changed_body(status) == ""
+
+
+def test_another_body_is_applied_and_told(upstream):
+    source = patching.digest(importlib.import_module("rle_upstream").double)
+    module, status = install(reviewed={"1.4": "0" * 12})
+    assert (status.state, status.healthy) == (State.APPLIED, True)
+    assert module.double(2) == 5
+    assert (
+        patching.changed_body(status) == f"its body has changed: reviewed 000000000000 in 1.4, found {source}"
+    )
+
+
+def test_a_body_that_nobody_read(upstream):
+    _, status = install()
+    assert patching.changed_body(status) == ""
+
+
+def test_the_digest_is_that_of_the_source(upstream):
+    """The first 12 digits of `printf 'def double(x, times=2):\\n    return x * times\\n' | sha256sum`."""
+    assert patching.digest(importlib.import_module("rle_upstream").double) == "1dd78a86b230"
 
 
 def test_strict_raises_at_import(upstream, monkeypatch):
@@ -154,7 +224,7 @@ def test_those_who_imported_by_name_before_are_named(upstream, caplog):
     importlib.import_module("rle_upstream_user")
     with caplog.at_level(logging.WARNING):
         _, status = install()
-    assert status.detail == "too late for rle_upstream_user.twice"
+    assert (status.state, status.late) == (State.APPLIED, ("rle_upstream_user.twice",))
     assert not status.healthy
     assert "too late for rle_upstream_user.twice" in caplog.text
 

@@ -402,8 +402,8 @@ def test_on_responses_of_one_token(mode):
     [
         ("gpg", {}, "reinforce", {}),
         ("kl_cov", {"ppo_kl_coef": 0.0}, "importance_sampling", {}),
-        ("importance_sampling", {}, "ppo_clip", {"clip_ratio_low": 1.0, "clip_ratio_high": 1e9}),
-        ("clip_cov", {"clip_cov_lb": 1e9, "clip_cov_ub": 1e9, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2}, "ppo_clip", {}),
+        ("importance_sampling", {}, "ppo_clip", {"clip_ratio_low": 1.0, "clip_ratio_high": 1e9, "fused": False}),
+        ("clip_cov", {"clip_cov_lb": 1e9, "clip_cov_ub": 1e9, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2}, "ppo_clip", {"fused": False}),
     ],
 )  # fmt: skip
 def test_what_it_comes_down_to(name, options, other, others, mode):

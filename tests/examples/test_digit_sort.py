@@ -232,7 +232,7 @@ def test_phase_follows_the_log():
 
 def test_plot_is_a_png(tmp_path):
     rows = [{"step": step, report.REWARD: step / 10} for step in range(1, 8)]
-    report.plot(rows, "reinforce_pp", tmp_path / "reward.png")
+    report.plot({"verl": rows, "TRL": rows[:3]}, "reinforce_pp", tmp_path / "reward.png")
     assert (tmp_path / "reward.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -290,9 +290,12 @@ sys.exit({status})
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Put a command that only pretends to train in verl's place; no model is built for it."""
+    """Put a command that only pretends to train in verl's place, and rewards in TRL's; no model is built for it."""
 
-    def put(rewards, status=0):
+    def put(rewards, status=0, in_trl="not here"):
+        if not isinstance(in_trl, str):
+            in_trl = [{"step": step, report.REWARD: reward} for step, reward in enumerate(in_trl, start=1)]
+        monkeypatch.setattr(smoke, "train_in_trl", lambda *_: in_trl)
         script = PRETEND.format(rewards=rewards, status=status)
         monkeypatch.setattr(command, "training_command", lambda *_: [sys.executable, "-c", script])
         monkeypatch.setattr(smoke, "build_assets", lambda out, seed, progress: (out, (out, out)))
@@ -320,6 +323,7 @@ def test_reward_that_rises_is_a_success(pretend, main, tmp_path, capsys):
     assert "   4    0.800" in out
     assert "The reward rose: mean reward 0.550 in the first 2 steps, 0.775 in the last 2 steps" in out
     assert "peak memory" in out
+    assert "no run in TRL: not here" in out
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"command.sh", "metrics.jsonl", "reward.png", "verl.log"}
 
@@ -328,6 +332,15 @@ def test_reward_that_does_not_rise_is_a_failure(pretend, main, capsys):
     pretend([0.6, 0.6, 0.65, 0.65])
     assert main(4) == 1
     assert "The reward did NOT clearly rise: mean reward 0.600" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("in_trl", "code"), [([0.5, 0.75], 0), ([0.5, 0.5], 1), ([0.75, 0.8], 1)])
+def test_the_reward_has_to_rise_in_trl_too(pretend, main, capsys, in_trl, code):
+    pretend([0.5, 0.75], in_trl=in_trl)
+    assert main(2) == code
+    out = capsys.readouterr().out
+    assert out.index("reinforce_pp in verl\nstep ") < out.index("reinforce_pp in TRL\nstep ")
+    assert f"mean reward {in_trl[0]:.3f} in the first step, {in_trl[1]:.3f} in the last step" in out
 
 
 @pytest.mark.parametrize(("rewards", "status"), [([0.5], 3), ([0.5], 0)])
@@ -339,6 +352,48 @@ def test_failed_command_shows_the_end_of_its_log(pretend, main, tmp_path, capsys
     assert f"verl ended with exit status {status} after 1 of 2 steps" in err
     assert str(tmp_path / "verl.log") in err
     assert (tmp_path / "scratch").is_dir()  # Ray's own logs would be in it
+
+
+def test_the_run_in_trl(built, tmp_path):
+    """The real trainer, for three steps: what it logs is what the report reads."""
+    pytest.importorskip("trl")
+    folder = built[0]
+    options = smoke.parse(["--steps", "3", "--estimator", "rle_grpo", "--answers", "4"])
+    verl = smoke.Outcome([{"step": 1, report.REWARD: 0.5}], {}, 0)
+    (tmp_path / "model").symlink_to(folder)
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        rows = smoke.train_in_trl(options, tmp_path, verl, progress)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(0.3 < row[report.REWARD] < 0.8 for row in rows)
+    assert all(" -" not in line for line in report.table(rows).splitlines())  # every column has its number
+    assert "TRL: training: step 3 of 3 done, mean reward 0." in stream.getvalue()
+    assert verl.seconds["TRL"] > 0
+    entries = [json.loads(line) for line in (tmp_path / "trl_metrics.jsonl").read_text().splitlines()]
+    assert [entry["data"] for entry in entries] == rows
+    assert (tmp_path / "reward.png").is_file()
+
+
+def test_no_run_in_trl_says_why(monkeypatch, tmp_path):
+    from digit_sort import trl_run
+
+    options = smoke.parse(["--estimator", "optimal_token_baseline"])
+    assert smoke.train_in_trl(options, tmp_path, None, None) == (
+        "optimal_token_baseline is an estimator of verl's alone"
+    )
+    monkeypatch.setattr(trl_run, "find_spec", lambda name: None)
+    assert smoke.train_in_trl(options, tmp_path, None, None) == (
+        "TRL is not installed: pip install 'rl-estimators[trl]'"
+    )
+
+
+def test_refusal_in_trl_is_a_failure(built, tmp_path):
+    pytest.importorskip("trl")
+    options = smoke.parse(["--estimator", "grpo", "--answers", "1", "--steps", "1"])
+    (tmp_path / "model").symlink_to(built[0])
+    progress = Progress(io.StringIO())
+    with pytest.raises(smoke.SmokeError, match=r"TRL: .*num_generations=1"):
+        smoke.train_in_trl(options, tmp_path, smoke.Outcome([], {}, 0), progress)
 
 
 def test_command_that_hangs_is_given_up(monkeypatch, main, capsys):

@@ -37,6 +37,7 @@ def original(monkeypatch):
     monkeypatch.delenv(patching.STRICT, raising=False)
     versions = {"verl": "0.9.1", "trl": "1.16.0"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(patching, "_release", versions.__getitem__)  # patching looks each up once
 
     def build(patch, signature=None):
         namespace = {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-import importlib.metadata
+import importlib.machinery
 import os
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def install(monkeypatch):
     monkeypatch.setattr(patching, "_statuses", {})
     monkeypatch.delenv(patching.STRICT, raising=False)
     monkeypatch.delenv(patching.DISABLE, raising=False)
-    monkeypatch.setattr(importlib.metadata, "version", {"verl": "0.9.1"}.__getitem__)
+    monkeypatch.setattr(patching, "_release", {"verl": "0.9.1"}.__getitem__)
 
     def build(patch, signature=None):
         owner, _, method = patch.attribute.partition(".")
@@ -111,7 +111,7 @@ def test_a_changed_signature_is_left_alone(patch, install):
 
 
 def test_another_release_is_left_alone(patch, install, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", {"verl": "0.10.0"}.__getitem__)
+    monkeypatch.setattr(patching, "_release", {"verl": "0.10.0"}.__getitem__)
     status, untouched = install(patch)
     assert (status.state, untouched) == (State.UNSUPPORTED, True)
 

@@ -1,4 +1,4 @@
-"""Loaded into verl's processes by a test: writes down every request to the rollout engine.
+"""Loaded into verl's processes by a test: writes down every request to the rollout engine and its whole answer.
 
 Set ``VERL_USE_EXTERNAL_MODULES=greedy_witness`` and ``RLE_TEST_REQUESTS`` to a folder. A file named ``fail`` in
 it makes the next greedy request fail, and is removed.
@@ -15,10 +15,19 @@ FOLDER = Path(os.environ["RLE_TEST_REQUESTS"])
 
 
 def witness(module):
-    original = module.LLMServerClient.generate
+    for client in (module.LLMServerClient, module.FullyAsyncLLMServerClient):
+        client.generate = watched(client)
+
+
+def watched(client):
+    original = client.generate
 
     @functools.wraps(original)
     async def generate(self, *args, prompt_ids, sampling_params, **kwargs):
+        if type(self) is not client:  # a part of a request that the asynchronous client resumes when aborted
+            return await original(
+                self, *args, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs
+            )
         if sampling_params["temperature"] == 0 and (FOLDER / "fail").exists():
             (FOLDER / "fail").unlink()
             raise RuntimeError("made to fail by a test")
@@ -28,7 +37,7 @@ def witness(module):
             file.write(json.dumps(request) + "\n")
         return output
 
-    module.LLMServerClient.generate = generate
+    return generate
 
 
 when_imported("verl.workers.rollout.llm_server", witness)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import rl_estimators
+from rl_estimators import patching
 from rl_estimators.errors import InputError
 from rl_estimators.registry import ADV_ESTIMATORS
 
@@ -99,6 +100,23 @@ def test_counts_are_kept_for_the_steps_metrics(core_algos):
         "rl_estimators/excluded_responses": 1.0,
     }
     assert step_metrics.drain() == {}
+
+
+def test_counts_that_nobody_collects_are_not_kept(core_algos, monkeypatch):
+    """Neither piled up nor handed to a later step, should the hook come back."""
+    from rl_estimators.verl import step_metrics
+
+    step_metrics.drain()
+    score = ("reinforce_pp", [[0.0, 4.0]], [[1, 0]])
+    advantages(*score)  # while the hook is in force, and then it is not
+    status = next(status for status in patching.report() if status.patch.name == "verl_metrics")
+    off = patching.Status(status.patch, patching.State.DISABLED)
+    with monkeypatch.context() as context:
+        context.setitem(patching._statuses, "verl_metrics", off)
+        advantages(*score)
+    assert step_metrics.drain() == {}
+    advantages(*score)
+    assert step_metrics.drain()["rl_estimators/carried_rewards"] == 1
 
 
 def test_verl_collects_them(core_algos):

@@ -1,102 +1,17 @@
 """ReMax in verl's real `main_ppo`: what was asked of the engine, what went in and what came out."""
 
-import importlib
-import json
 from collections import Counter
 
 import numpy as np
 import pytest
-import runs
+from remax_runs import ANSWERS, PROMPTS, VALIDATION, Run, check_baselines, check_step
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
-
-PROMPTS, ANSWERS, VALIDATION = 8, 2, 4
-SMALL = [
-    f"data.train_batch_size={PROMPTS}",
-    f"data.val_max_samples={VALIDATION}",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.val_kwargs.temperature=0.5",  # tells these requests from the greedy ones
-]
-
-
-class Run:
-    """One folder for one or several runs of the smoke task, and all that they left behind."""
-
-    def __init__(self, tmp_path, monkeypatch):
-        self.out, self.dumps, self.requests = (tmp_path / name for name in ("out", "dumps", "requests"))
-        self.records = runs.recorded(monkeypatch, tmp_path / "records")
-        self.requests.mkdir()
-        monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "recorder,greedy_witness")
-        monkeypatch.setenv("RLE_TEST_REQUESTS", str(self.requests))
-
-    def go(self, estimator, steps, *overrides, answers=ANSWERS):
-        dump = f"trainer.rollout_data_dir={self.dumps}"
-        return runs.smoke().run(
-            estimator, steps=steps, out=self.out, answers=answers, overrides=[*SMALL, dump, *overrides]
-        )
-
-    def asked(self):
-        """Temperature, prompt and answer of each request."""
-        path = self.out / "model"
-        tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(path)
-        lines = [line for file in self.requests.glob("*.jsonl") for line in file.read_text().splitlines()]
-        requests = [json.loads(line) for line in lines]
-        return [
-            (temperature, *(tokenizer.decode(ids, skip_special_tokens=True) for ids in texts))
-            for temperature, *texts in requests
-        ]
-
-    def dumped(self, step):
-        """verl's own dump of a step's rollouts."""
-        lines = (self.dumps / f"{step}.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def greedy_rewards(self):
-        """By prompt: the reward of what the engine answered greedily, computed here."""
-        task, reward = (importlib.import_module(f"digit_sort.{name}") for name in ("task", "reward"))
-        greedy = [(prompt, answer) for temperature, prompt, answer in self.asked() if temperature == 0]
-        assert len({prompt for prompt, _ in greedy}) == len(greedy)
-        return {
-            prompt: reward.compute_score("", answer, task.answer_of(prompt.removesuffix("=")))
-            for prompt, answer in greedy
-        }
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     return Run(tmp_path, monkeypatch)
-
-
-def check_step(run, record, step, row):
-    """Baselines from the engine's answers, advantages from the baselines, metrics from both."""
-    dump = [line for line in run.dumped(step) if not line["uid"].startswith("pad")]
-    prompt_of = {line["uid"].split("_")[0]: line["input"] for line in dump}
-    assert {line["uid"].split("_")[1] for line in dump} <= {str(session) for session in range(ANSWERS)}
-    real = np.array([not uid.startswith("pad") for uid in record["uid"]])
-    greedy = run.greedy_rewards()
-    expected = [greedy[prompt_of[uid]] if is_real else 0.0
-                for uid, is_real in zip(record["uid"], real, strict=True)]  # fmt: skip
-    rewards, mask, baselines, scores = runs.arrays(
-        record, "token_level_rewards", "response_mask", "reward_baselines", "rm_scores"
-    )
-    assert baselines.tolist() == expected
-    to_go = np.cumsum((rewards * mask)[:, ::-1], axis=-1)[:, ::-1]
-    advantages = (to_go - baselines[:, None]) * mask
-    np.testing.assert_allclose(record["advantages"].numpy(), advantages, atol=1e-6)
-
-    sampled = {uid: [] for uid in prompt_of}
-    for uid, score, is_real in zip(record["uid"], scores.sum(-1), real, strict=True):
-        if is_real:
-            sampled[uid].append(score)
-    wins = [greedy[prompt_of[uid]] > np.mean(own) for uid, own in sampled.items()]
-    assert row["rl_estimators/greedy_wins"] == pytest.approx(np.mean(wins))
-    assert row["rl_estimators/greedy_reward_mean"] == pytest.approx(
-        np.mean([greedy[p] for p in prompt_of.values()])
-    )
-    assert row["critic/score/mean"] == pytest.approx(scores.sum(-1)[real].mean())
-    return rewards, scores
 
 
 def test_rle_remax_with_kl_validation_and_a_resume(run):
@@ -142,16 +57,37 @@ def test_verls_remax_on_two_workers_survives_a_failed_greedy_rollout(run):
 def test_rle_remax_in_the_asynchronous_trainer(run):
     (run.requests / "fail").touch()
     rows = run.go("rle_remax", 2, "trainer.v1.trainer_mode=colocate_async")
-    for record, row in zip(run.records(), rows, strict=True):
-        rewards, mask, baselines = runs.arrays(
-            record, "token_level_rewards", "response_mask", "reward_baselines"
-        )
-        to_go = np.cumsum((rewards * mask)[:, ::-1], axis=-1)[:, ::-1]
-        np.testing.assert_allclose(
-            record["advantages"].numpy(), (to_go - baselines[:, None]) * mask, atol=1e-6
-        )
+    for step, (record, row) in enumerate(zip(run.records(), rows, strict=True), start=1):
+        check_step(run, record, step, row)
         assert len(record["uid"]) == PROMPTS * ANSWERS
         assert not [uid for uid in record["uid"] if uid.startswith("pad")]  # the failed prompt was replaced
-        assert row["rl_estimators/greedy_reward_mean"] == pytest.approx(np.mean(baselines))
     assert sum(row["rl_estimators/greedy_failed"] for row in rows) == 1
     assert sum(row.get("training/rollout_failure/evicted_samples", 0) for row in rows) == 1
+
+
+def test_rle_remax_where_the_rollout_has_devices_of_its_own(run):
+    """verl's fully asynchronous trainer, whose steps have several batches; `weights_by_ray` stands in for NCCL."""
+    mode = [
+        "trainer.v1.trainer_mode=separate_async",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS // 2}",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "actor_rollout_ref.rollout.checkpoint_engine.backend=ray",
+        "actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module=weights_by_ray",
+        "++ray_kwargs.ray_init.num_gpus=2",
+    ]
+    (run.requests / "fail").touch()
+    rows = run.go("rle_remax", 2, *mode)
+    records = run.records()
+    assert len(records) == 2 * len(rows)
+    for step, row in enumerate(rows, start=1):
+        prompt_of = {line["uid"].split("_")[0]: line["input"] for line in run.dumped(step)}
+        assert len(prompt_of) == PROMPTS  # the failed prompt was replaced
+        for record in records[2 * step - 2 : 2 * step]:
+            assert len(record["uid"]) == PROMPTS * ANSWERS // 2
+            check_baselines(run, record, prompt_of)
+        greedy = run.greedy_rewards()
+        mean = np.mean([greedy[prompt] for prompt in prompt_of.values()])
+        assert row["rl_estimators/greedy_reward_mean"] == pytest.approx(mean)
+    assert sum(row["rl_estimators/greedy_failed"] for row in rows) == 1

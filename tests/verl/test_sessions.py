@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rl_estimators.errors import InputError
 from rl_estimators.verl import sessions
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
@@ -16,6 +17,18 @@ MASK = [[1, 1], [1, 0], [0, 1], [1, 1], [1, 1]]
 
 def test_final_rows():
     assert sessions.final_rows(KEYS) == ([0, 3, 4], [0, 0, 0, 1, 2])
+
+
+@pytest.mark.parametrize("key", ["q", "q_0", "q_0_x", "q_0_", "q_0_-1"])
+def test_keys_of_another_form(key):
+    message = rf"verl's key of a row is '{key}', expected {{uid}}_{{session}}_{{output}} with a number at the end: without"
+    with pytest.raises(InputError, match=message):
+        sessions.final_rows(["q_0_0", key])
+
+
+def test_uids_may_hold_underscores_and_sessions_be_negative():
+    """The greedy session of a prompt is its session -1."""
+    assert sessions.final_rows(["a_b_0_0", "a_b_0_1", "a_b_-1_0"]) == ([1, 2], [0, 0, 1])
 
 
 def compute(name, mask=MASK, **config):

@@ -105,6 +105,8 @@ def test_options_may_refer_to_verls_keys(compose, settings):
             "rl_estimators.value_loss is 'huber', expected a name and options by key: "
             "+rl_estimators.value_loss.name=huber",
         ),
+        ([f"{VALUE}=[huber]"], "rl_estimators.value_loss is ['huber'], expected a name and options by key: "),
+        ([*HUBER, f"{VALUE}.vpreds=1"], "rl_estimators.value_loss.vpreds: verl hands that to huber itself; leave it out"),
         (
             [f"{VALUE}.delta=3"],
             "rl_estimators.value_loss.name is missing, so nobody would read rl_estimators.value_loss.delta; one of "

@@ -10,16 +10,25 @@ from rl_estimators.registry import ADV_ESTIMATORS
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 
+OPTIONS = "+algorithm.adv_estimator_kwargs"
+
 
 @pytest.fixture(scope="module")
 def compose():
-    """verl's real configuration with overrides, as `main_ppo` would have it."""
+    """verl's real configuration with overrides, read by Hydra's own parser; to compose it anew takes a second."""
     pytest.importorskip("verl.trainer.ppo.utils")
     from hydra import compose, initialize_config_module
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        stock = compose("ppo_trainer")
 
     def with_overrides(*overrides):
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose("ppo_trainer", overrides=list(overrides))
+        config = stock.copy()
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
+        return config
 
     return with_overrides
 
@@ -54,8 +63,74 @@ def test_unknown_estimator(compose):
 
 
 def test_unknown_option(compose):
-    with pytest.raises(InputError, match=r"grpo has no option 'epsilom'. Did you mean 'epsilon'\?"):
-        need_critic(compose("algorithm.adv_estimator=rle_grpo", "+algorithm.adv_estimator_kwargs.epsilom=1"))
+    message = (
+        r"^algorithm.adv_estimator_kwargs.epsilom: grpo has no such option. Did you mean 'epsilon'\? Its options: "
+        r"norm_by_std=True, .* ~algorithm.adv_estimator_kwargs.epsilom removes it.$"
+    )
+    with pytest.raises(InputError, match=message):
+        need_critic(compose("algorithm.adv_estimator=rle_grpo", f"{OPTIONS}.epsilom=1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("rle_grpo", "epsilon=abc", r"epsilon is 'abc' \(str\), expected a number; its default is 1e-06"),
+        ("rle_grpo", "epsilon=null", r"epsilon is None \(NoneType\), expected a number; its default is"),
+        (
+            "rle_grpo",
+            "norm_by_std=1",
+            r"norm_by_std is 1 \(int\), expected true or false; its default is True",
+        ),
+        ("rle_grpo", "ddof='1'", r"ddof is '1' \(str\), expected an integer; its default is 1"),
+        ("rle_grpo", "epsilon=[1]", r"epsilon is \[1\] \(list\), expected a number"),
+        ("rle_gae", "lam=half", r"lam is 'half' \(str\), expected a number; its default is 1.0"),
+        ("rle_gae", "values=1", "values: verl hands that to gae itself; leave it out"),
+        ("rle_gae", "config=1", "config: verl hands that to gae itself; leave it out"),
+    ],
+)
+def test_options_of_another_type(compose, name, option, message):
+    with pytest.raises(InputError, match="^algorithm.adv_estimator_kwargs." + message):
+        need_critic(compose(f"algorithm.adv_estimator={name}", f"{OPTIONS}.{option}"))
+
+
+def test_options_that_fit(compose):
+    """An integer is a number, and a reference to another key is what it refers to."""
+    options = [f"{OPTIONS}.epsilon=1", f"{OPTIONS}.singleton=raw"]
+    assert need_critic(compose("algorithm.adv_estimator=rle_grpo", *options)) is False
+    options = [f"{OPTIONS}.lam=${{algorithm.gamma}}"]
+    assert need_critic(compose("algorithm.adv_estimator=rle_gae", *options)) is True
+
+
+def test_options_that_are_no_mapping(compose):
+    message = r"algorithm.adv_estimator_kwargs is 'raw', expected options by name: \+algorithm.adv_estimator_kwargs.NAME"
+    with pytest.raises(InputError, match=message):
+        need_critic(compose("algorithm.adv_estimator=rle_grpo", "+algorithm.adv_estimator_kwargs=raw"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["(token_level_rewards, response_mask, gamma, config=None)", "(response_mask, gamma, **kwargs)"],
+)
+def test_options_in_verls_style(compose, monkeypatch, written):
+    """A parameter that verl always sets may have no default; ``**kwargs`` take anything but what verl hands over."""
+    from verl.trainer.ppo import core_algos
+
+    monkeypatch.setattr(ADV_ESTIMATORS, "_specs", dict(ADV_ESTIMATORS._specs))
+    monkeypatch.setattr(core_algos, "ADV_ESTIMATOR_REGISTRY", dict(core_algos.ADV_ESTIMATOR_REGISTRY))
+    scope = {}
+    exec(f"def in_verls_style{written}: ...", scope)
+    rl_estimators.register_adv_est("in_verls_style")(scope["in_verls_style"])
+    chosen = "algorithm.adv_estimator=in_verls_style"
+    assert need_critic(compose(chosen, f"{OPTIONS}.gamma=0.5")) is False
+    with pytest.raises(InputError, match=r"kwargs.index: verl hands that to in_verls_style itself"):
+        need_critic(compose(chosen, f"{OPTIONS}.index=0"))
+    if "kwargs" in written:
+        assert need_critic(compose(chosen, f"{OPTIONS}.whatever=1")) is False
+    else:
+        with pytest.raises(
+            InputError, match=r"kwargs.whatever: in_verls_style has no such option. Its options: gamma"
+        ):
+            need_critic(compose(chosen, f"{OPTIONS}.whatever=1"))
 
 
 @pytest.fixture
@@ -172,7 +247,7 @@ class TestWhatIsNotOurs:
     ("overrides", "message"),
     [
         (["+algorithm.adv_estimator_kwargs.singleton=rwa"], "singleton is 'rwa', expected one of zero, raw"),
-        (["+algorithm.adv_estimator_kwargs.epsilon=abc"], "epsilon is 'abc', expected a number"),
+        (["+algorithm.adv_estimator_kwargs.ddof=2"], "ddof is 2, expected"),
     ],
 )
 def test_values_of_options(compose, overrides, message):

@@ -1,9 +1,9 @@
-"""Rewards that verl puts on tokens the policy did not write."""
+"""Rewards on tokens that the policy did not write."""
 
 import torch
 
 from rl_estimators import collect_metrics
-from rl_estimators.verl.carry import carry_rewards
+from rl_estimators.carry import carry_rewards
 
 NAN = float("nan")
 

@@ -1,8 +1,9 @@
 """Rewards that sit on masked tokens.
 
-verl puts a trajectory's score on its last token. After a tool call that token may be the tool's output, which
+A framework puts a trajectory's score on its last token. After a tool call that token may be the tool's output, which
 the policy did not write and the mask leaves out. The estimators do not look there, so the score is carried to
-the last token before it that the policy did write.
+the last token before it that the policy did write. The adapters of the frameworks do so; `estimate` if it is asked
+to, ``masked_rewards="carry"``.
 """
 
 import torch

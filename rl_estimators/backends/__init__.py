@@ -1,0 +1,165 @@
+"""The loops over a batch's tokens, as fast as the machine allows.
+
+Each backend has the same functions; those below take the one that :mod:`rl_estimators.backends.choose` names:
+
+- ``torch_rows`` (any device): blocks of rows, the recursion as products with a triangular matrix (``torch_scan``).
+- ``numba_rows`` (CPU): compiled loops over rows (``numba_scan``).
+- ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``).
+
+They take a batch as a framework passes it, and hold to the rules of :mod:`rl_estimators.masked`: what stands at a masked
+position is not read, and a response with a number that is not finite gets the advantage 0. What they return is a
+weight or a target: no gradient goes through.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_estimators.backends import torch_rows
+from rl_estimators.backends.choose import backend_for, use_backend
+from rl_estimators.backends.rows import Rows, Scan, empty, work_dtype
+from rl_estimators.metrics import count
+
+__all__ = [
+    "Rows",
+    "Scan",
+    "discounted_sum",
+    "gae",
+    "moments",
+    "returns",
+    "scores",
+    "spread",
+    "standardise",
+    "use_backend",
+    "work_dtype",
+]
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, last: Tensor | None, gamma: float, decay: float
+) -> Scan:
+    r"""TD errors and their discounted sums, in one reading of the batch.
+
+    .. math:: A_k = r_k + \gamma V_{k+1} - V_k + d A_{k+1}, \qquad R_k = A_k + V_k
+
+    over the valid tokens k = 1 ... n of each row. In an excluded response A is 0 and R is V, where finite.
+
+    Args:
+        rewards: ``(B, T)`` in any floating dtype.
+        values: ``(B, T)``, likewise.
+        mask: ``(B, T)`` in any dtype, nonzero on valid tokens.
+        last: ``(B,)`` :math:`V_{n+1}`; None: 0.
+        gamma: In [0, 1].
+        decay: :math:`d = \gamma \lambda`.
+
+    Returns:
+        A, R and A's statistics, in fp32 (fp64 if an input is).
+    """
+    if not rewards.numel():
+        return _nothing(rewards, values)
+    return _reported(_kernel("gae", rewards)(rewards.detach(), values.detach(), mask, last, gamma, decay))
+
+
+def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: Tensor | None = None) -> Scan:
+    """Discounted sums of raw rewards.
+
+    Args:
+        rewards: ``(B, T)`` in any floating dtype.
+        mask: ``(B, T)`` in any dtype, nonzero on valid tokens.
+        discount: In [0, 1]; a ``(B,)`` tensor where rows differ.
+        baselines: ``(B,)`` what is subtracted from a row's sums; a response with one that is not finite is excluded.
+
+    Returns:
+        The sums less the baselines, the sums (the same tensor without baselines), and the sums' statistics; with
+        baselines only which rows count, and how many of their tokens.
+    """
+    if not rewards.numel():
+        return _nothing(rewards, baselines)
+    return _reported(_kernel("returns", rewards)(rewards.detach(), mask, discount, baselines))
+
+
+def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
+    """As :func:`rl_estimators.scan.discounted_sum`."""
+    if not x.numel():
+        return torch.zeros_like(x)
+    if x.dtype not in (torch.float32, torch.float64):
+        return discounted_sum(x.float(), mask, discount).to(x.dtype)
+    found: Tensor = _kernel("discounted_sum", x)(x.detach(), mask, discount)
+    return found
+
+
+def scores(rewards: Tensor, mask: Tensor) -> Rows:
+    """Each response's sum over its valid tokens, added up in fp64, as ``total``."""
+    if not rewards.numel():
+        return _nothing(rewards).rows
+    rows: Rows = _kernel("scores", rewards)(rewards.detach(), mask)
+    _count_excluded(rows)
+    return rows
+
+
+def moments(x: Tensor, mask: Tensor) -> Rows:
+    """Statistics of each row's valid numbers, which are finite."""
+    if not x.numel():
+        return _nothing(x).rows
+    rows: Rows = _kernel("moments", x)(x.detach(), mask)
+    return rows
+
+
+def standardise(
+    x: Tensor,
+    mask: Tensor,
+    rows: Rows,
+    pivot: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``(x - pivot - shift) * scale`` on the valid tokens of rows that count, 0 elsewhere, written to ``out``.
+
+    Args:
+        x: ``(B, T)``.
+        mask: ``(B, T)`` in any dtype.
+        rows: From the function that looked at ``x`` first.
+        pivot: 0-dim, one of the numbers: near ones are subtracted without a rounding error.
+        shift: 0-dim.
+        scale: 0-dim.
+        out: May be ``x``; None for a new tensor.
+    """
+    out = empty(x.shape, x.dtype, x.device, 1) if out is None else out
+    if not x.numel():
+        return out
+    _kernel("standardise", x)(x.detach(), mask, rows, pivot, shift, scale, out)
+    return out
+
+
+def spread(x: Tensor, mask: Tensor) -> Tensor:
+    """``(B, T)``, each row's number of ``(B,)`` on its valid tokens, 0 elsewhere."""
+    if not mask.numel():
+        return x.new_zeros(mask.shape)
+    found: Tensor = _kernel("spread", x)(x.detach(), mask)
+    return found
+
+
+def _reported(scan: Scan) -> Scan:
+    _count_excluded(scan.rows)
+    return scan
+
+
+def _count_excluded(rows: Rows) -> None:
+    count("excluded_responses", lambda: (rows.written & ~rows.counts).sum())
+
+
+def _kernel(name: str, x: Tensor) -> Callable[..., Any]:
+    """The function of the chosen backend, or torch's where it has none of that name."""
+    kernel: Callable[..., Any] = getattr(backend_for(x), name, None) or getattr(torch_rows, name)
+    return kernel
+
+
+def _nothing(x: Tensor, *others: Tensor | None) -> Scan:
+    """The answer where there are no rows, or no tokens in them."""
+    zeros = x.new_zeros(x.shape, dtype=work_dtype(x, *others))
+    row = x.new_zeros(len(x), dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+    number = torch.zeros_like(row, dtype=torch.long)
+    return Scan(zeros, zeros, Rows(number > 0, number, row, row, row, number))

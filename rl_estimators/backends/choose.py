@@ -1,0 +1,96 @@
+"""Which kernels run: those of ``torch``, ``numba`` or ``triton``.
+
+Without a word from the user the fastest that is installed: numba's for tensors on the CPU, triton's for those on a CUDA
+device, torch's for all else. ``RL_ESTIMATORS_BACKEND`` or ``backend=`` names another. A backend serves its own
+device; tensors elsewhere, and what it has no kernel for, go to torch's, which serve them all.
+
+A backend that cannot be imported or compiled is replaced by torch's, with one warning: its numbers agree to rounding.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+from torch import Tensor
+
+from rl_estimators.errors import InputError
+from rl_estimators.hints import did_you_mean
+
+__all__ = ["BACKENDS", "VARIABLE", "backend_for", "name_for", "use_backend"]
+
+BACKENDS = ("torch", "numba", "triton")
+VARIABLE = "RL_ESTIMATORS_BACKEND"
+_DEVICE = {"numba": "cpu", "triton": "cuda"}
+_MODULE = {name: f"rl_estimators.backends.{name}_rows" for name in BACKENDS}
+_asked: ContextVar[str | None] = ContextVar("rl_estimators_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Have everything inside computed by the backend ``name``, whatever the environment says; None changes nothing.
+
+    Raises:
+        InputError: no such backend.
+    """
+    token = _asked.set(_known(name, "backend") if name is not None else _asked.get())
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def name_for(x: Tensor) -> str:
+    """The backend that computes with tensors on the device of ``x``.
+
+    Raises:
+        InputError: the environment names no backend.
+    """
+    name = _asked.get() or _known(os.environ.get(VARIABLE) or None, VARIABLE)
+    device = x.device.type
+    if name is None:
+        name = next((backend for backend, serves in _DEVICE.items() if serves == device), "torch")
+        if importlib.util.find_spec(name) is None:
+            return "torch"
+    serves = "cpu" if name == "triton" and _interpreted() else _DEVICE.get(name, device)
+    return name if device == serves and _works(name) else "torch"
+
+
+def backend_for(x: Tensor) -> ModuleType:
+    """The module of kernels for ``x``."""
+    return importlib.import_module(_MODULE[name_for(x)])
+
+
+def _known(name: str | None, owner: str) -> str | None:
+    if name is not None and name not in BACKENDS:
+        hint = did_you_mean(str(name), BACKENDS)
+        raise InputError(f"{owner} is {name!r}, expected one of {', '.join(BACKENDS)}.{hint}")
+    return name
+
+
+def _interpreted() -> bool:
+    """Triton runs its kernels in Python, on the CPU: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _works(name: str) -> bool:
+    """Whether a backend compiles; asked once in a process, and answered with a warning if it does not."""
+    try:
+        module = importlib.import_module(_MODULE[name])
+        if hasattr(module, "probe"):
+            module.probe()
+    except Exception as error:
+        warnings.warn(
+            f"rl_estimators: the backend {name!r} is out of order, torch's kernels are used: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

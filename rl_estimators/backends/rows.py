@@ -1,0 +1,85 @@
+"""What the kernels share: the numbers they keep of each response, blocks of rows, and memory for outputs."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Rows", "Scan", "as_work", "blocks", "empty", "work_dtype"]
+
+_HUGE = 4 << 20  # bytes from which numpy asks for huge pages
+_LINE = 1024  # bytes by which outputs are kept apart modulo a page
+_PAGE = 4096
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Rows(NamedTuple):
+    """What is known of each response once its row has been read; all ``(B,)``, on the tensors' device.
+
+    Attributes:
+        written: Bool, the mask has valid tokens.
+        number: How many tokens count: the valid ones, or 0 in a response that is excluded.
+        pivot: One of the row's numbers, in fp64 as what follows.
+        total: Sum of the row's numbers less the pivot.
+        squares: Sum of the squares of the row's numbers less the pivot.
+        extent: One beyond the last valid token, or 0 in a response that is excluded; None where nobody has looked.
+    """
+
+    written: Tensor
+    number: Tensor
+    pivot: Tensor
+    total: Tensor
+    squares: Tensor
+    extent: Tensor | None = None
+
+    @property
+    def counts(self) -> Tensor:
+        """``(B,)`` bool, true on responses that count."""
+        return self.number > 0
+
+
+class Scan(NamedTuple):
+    """Advantages and returns, both ``(B, T)`` and 0 where nothing counts, with the advantages' statistics."""
+
+    advantages: Tensor
+    returns: Tensor
+    rows: Rows
+
+
+def work_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """fp64 if any tensor is, else fp32."""
+    return (
+        torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+    )
+
+
+def as_work(x: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B,)`` numbers in the working dtype; zeros in place of None."""
+    return like.new_zeros(len(like), dtype=dtype) if x is None else x.detach().to(dtype)
+
+
+def blocks(shape: tuple[int, ...], elements: int) -> Iterator[slice]:
+    """Slices of rows with about ``elements`` numbers each."""
+    rows, length = shape
+    step = max(1, elements // max(length, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: int = 0) -> Tensor:
+    """An output to be written.
+
+    On the CPU a large one comes from numpy, which asks the kernel for huge pages where torch does not: writing
+    64 MiB for the first time takes a third of the time. Its start is moved by ``place + 1`` lines within a page: rows
+    of outputs and inputs that start at the same place in a page, as rows of 2^k tokens do, would evict each other
+    from the first-level cache.
+    """
+    size = math.prod(shape)
+    if device.type != "cpu" or dtype not in _NUMPY or size * dtype.itemsize < _HUGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    buffer = np.empty(size + 2 * _PAGE // dtype.itemsize, _NUMPY[dtype])
+    skip = (_LINE * (place + 1) - buffer.ctypes.data) % _PAGE // dtype.itemsize
+    return torch.from_numpy(buffer[skip : skip + size].reshape(shape))

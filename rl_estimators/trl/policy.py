@@ -1,0 +1,91 @@
+"""A policy loss of ours in TRL's step."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rl_estimators.aggregation import aggregate, masked_mean
+from rl_estimators.calls import policy_loss
+from rl_estimators.errors import InputError
+from rl_estimators.masked import select
+from rl_estimators.registry import POLICY_LOSSES
+from rl_estimators.trl import counts, upstream
+
+if TYPE_CHECKING:
+    from rl_estimators.trl.trainer import EstimatorTrainer
+
+__all__ = ["loss"]
+
+
+def loss(trainer: "EstimatorTrainer", model: Any, batch: dict[str, Any]) -> Tensor:
+    """``config.policy_loss`` of one micro-batch, with the KL divergence and the entropy bonus where TRL adds them.
+
+    Averages are taken over an optimizer step's whole batch, by TRL's way of counting for its ``dapo`` loss: the
+    generation batch's tokens, scaled to one step. So the sum over micro-batches and processes is the batch's loss.
+    """
+    mode = "train" if trainer.model.training else "eval"
+    mask = upstream.response_mask(batch)
+    with_aux = trainer.aux_loss_enabled  # a MoE model's load balancing
+    log_prob, entropy, aux = upstream.log_probs(trainer, model, batch, entropy=True, aux_loss=with_aux)
+    assert entropy is not None
+    old = batch.get("old_per_token_logps")
+    old = log_prob.detach() if old is None else old
+    advantages = batch["advantages"]
+    mean: dict[str, Any] = {
+        "loss_agg_mode": trainer.args.loss_agg_mode or "token-mean",
+        "global_batch_info": counts.per_step(trainer, batch, mode),
+    }
+    total, metrics = policy_loss(
+        trainer.args.policy_loss,
+        old_log_prob=old,
+        log_prob=log_prob,
+        advantages=(advantages[:, None] if advantages.ndim == 1 else advantages).expand_as(log_prob),
+        response_mask=mask,
+        **mean,
+        **_rollout_weights(trainer, batch, log_prob),
+        **trainer.args.policy_loss_options(),
+    )
+    if trainer.beta != 0.0:
+        new = select(log_prob, mask)  # cut off first: a NaN's gradient would come through any later selection
+        difference = select(batch["ref_per_token_logps"], mask) - new
+        kl = torch.expm1(difference) - difference  # k3, as in TRL
+        if trainer.args.use_bias_correction_kl:
+            kl = kl * torch.exp(new - select(old, mask))
+        total = total + trainer.beta * aggregate(kl, mask, **mean)
+        metrics = {**metrics, "kl": masked_mean(kl, mask)}
+    if trainer.args.entropy_coef:
+        total = total - trainer.args.entropy_coef * aggregate(
+            select(entropy, mask), mask, global_batch_info=mean["global_batch_info"]
+        )
+    if aux is not None:
+        steps = trainer.current_gradient_accumulation_steps if mode == "train" else 1
+        total = total + trainer.router_aux_loss_coef * aux / steps
+    _log(trainer, mode, {**metrics, "entropy": masked_mean(entropy, mask)}, mask)
+    return total
+
+
+def _rollout_weights(trainer: "EstimatorTrainer", batch: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """Importance weights that correct for vLLM's log-probabilities, if TRL has them."""
+    weights = batch.get("importance_sampling_ratio")
+    if weights is None:
+        return {}
+    spec = POLICY_LOSSES.spec(trainer.args.policy_loss)
+    if "rollout_is_weights" not in spec.optional + spec.required and not spec.takes_any:
+        raise InputError(
+            f"policy_loss={spec.name!r} has no parameter rollout_is_weights, so it would leave out the weights that "
+            "vllm_importance_sampling_correction asks for; set that to False or choose another policy loss"
+        )
+    return {"rollout_is_weights": weights.expand_as(like)}
+
+
+def _log(trainer: "EstimatorTrainer", mode: str, metrics: dict[str, Any], mask: Tensor) -> None:
+    """Means over the tokens of all processes, under TRL's names where it has them."""
+    names = {"pg_clipfrac": "clip_ratio/region_mean", "kl": "kl", "entropy": "entropy"}
+    numbers = torch.stack([torch.as_tensor(n, device=mask.device).float() for n in metrics.values()])
+    tokens = mask.sum()
+    sums = trainer.accelerator.reduce(
+        torch.cat([numbers * tokens, tokens[None].float()]), reduction="sum"
+    ).tolist()
+    for name, total in zip(metrics, sums, strict=False):
+        trainer._metrics[mode][names.get(name, f"rl_estimators/{name}")].append(total / max(sums[-1], 1.0))

@@ -1,0 +1,442 @@
+"""The kernels: each backend against the recursion written out, with whatever a batch may hold.
+
+``sequential`` is the definition, one token after the other in the working precision; numba's kernels equal it to the
+bit, as verl's loop does, and the others to rounding. Backends that are not installed are skipped.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rl_estimators
+from rl_estimators import backends
+from rl_estimators.backends import choose, torch_rows, torch_scan
+from rl_estimators.errors import InputError
+from rl_estimators.policy_losses import ppo_clip
+from rl_estimators.value_losses import clipped
+from rl_estimators.whitening import whitened
+
+NAN, INF = float("nan"), float("inf")
+
+
+def installed(name):
+    missing = importlib.util.find_spec(name) is None
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{name} is not installed"))
+
+
+BACKENDS = [installed("torch"), installed("numba")]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+DISCOUNTS = [(1.0, 1.0), (1.0, 0.95), (0.99, 0.95), (0.5, 0.0), (0.0, 1.0)]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    monkeypatch.delenv(choose.VARIABLE, raising=False)
+
+
+def batch(rows, length, *, holes=False, dtype=torch.float32, fill=NAN, seed=0):
+    """Rewards, values and a mask; what is masked holds ``fill``."""
+    draw = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(rows, length, generator=draw).to(dtype) for _ in range(2))
+    mask = torch.arange(length) < torch.randint(0, length + 1, (rows, 1), generator=draw)
+    if holes:
+        mask &= torch.rand(rows, length, generator=draw) > 0.3
+    return rewards.masked_fill(~mask, fill), values.masked_fill(~mask, fill), mask
+
+
+def sequential(rewards, values, mask, last, gamma, decay, dtype):
+    """A = r + gamma V' - V + d A', R = A + V, over the valid tokens from right to left."""
+    advantages, returns = (torch.zeros(rewards.shape, dtype=dtype) for _ in range(2))
+    for b in range(len(rewards)):
+        later, following = torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype)
+        if last is not None:
+            following = last[b].to(dtype)
+        for t in mask[b].nonzero().flatten().tolist()[::-1]:
+            value = values[b, t].to(dtype)
+            later = rewards[b, t].to(dtype) + gamma * following - value + decay * later
+            following = value
+            advantages[b, t], returns[b, t] = later, later + value
+    return advantages, returns
+
+
+@each_backend
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize(("gamma", "lam"), DISCOUNTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("fill", [NAN, INF])
+def test_gae_is_the_recursion(backend, holes, gamma, lam, dtype, fill):
+    """77 tokens: two whole chunks and a part; 5 rows: one whole group of four, and one alone."""
+    rewards, values, mask = batch(5, 77, holes=holes, dtype=dtype, fill=fill)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    close = 1e-12 if wide == torch.float64 else 2e-5
+    for last in (None, torch.randn(5, generator=torch.Generator().manual_seed(1)).to(dtype)):
+        wanted = sequential(rewards, values, mask, last, gamma, gamma * lam, wide)
+        for kind in (torch.bool, torch.int64, torch.float32):
+            with backends.use_backend(backend):
+                actual = backends.gae(rewards, values, mask.to(kind), last, gamma, gamma * lam)
+            for x, y in zip(actual, wanted, strict=False):
+                assert x.dtype == wide
+                torch.testing.assert_close(x, y, rtol=close, atol=close)
+                assert backend != "numba" or torch.equal(x, y)
+            assert torch.equal(actual.rows.number, mask.sum(-1))
+            spread = torch.where(mask, wanted[0].double() - actual.rows.pivot[:, None], 0)
+            torch.testing.assert_close(actual.rows.total, spread.sum(-1), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual.rows.squares, spread.square().sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@each_backend
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("discount", [1.0, 0.9, 0.0, "rows"])
+def test_discounted_sums_are_the_recursion(backend, holes, discount):
+    rewards, _, mask = batch(6, 77, holes=holes)
+    zero, ones = torch.zeros_like(rewards), torch.ones(6)
+    rates = torch.tensor([0.0, 0.3, 0.9, 1.0, 0.99, 0.5]) if discount == "rows" else ones * discount
+    wanted = torch.cat(
+        [
+            sequential(
+                rewards[b : b + 1], zero[b : b + 1], mask[b : b + 1], None, 1.0, rates[b], torch.float32
+            )[0]
+            for b in range(6)
+        ]
+    )
+    given = rates if discount == "rows" else discount
+    with backends.use_backend(backend):
+        found = backends.discounted_sum(rewards, mask, given)
+        ahead = backends.returns(rewards, mask.long(), given, torch.arange(6.0))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ahead.returns, wanted, rtol=1e-5, atol=1e-5)
+    less = torch.where(mask, wanted - torch.arange(6.0)[:, None], 0)
+    torch.testing.assert_close(ahead.advantages, less, rtol=1e-5, atol=1e-5)
+    assert backend != "numba" or (torch.equal(found, wanted) and torch.equal(ahead.returns, wanted))
+
+
+@each_backend
+def test_a_response_that_is_not_finite_is_excluded(backend):
+    """Advantage 0; returns are the old values, where finite; the others are as if it were not there."""
+    rewards, values, mask = batch(4, 9, fill=0.0)
+    mask[:, :3] = True
+    rewards[1, 1], values[2, 0] = NAN, INF
+    with backends.use_backend(backend), rl_estimators.collect_metrics() as metrics:
+        found = rl_estimators.estimate(
+            "gae", token_level_rewards=rewards, values=values, response_mask=mask, whiten=False
+        )
+        alone = backends.gae(rewards[[0, 3]], values[[0, 3]], mask[[0, 3]], None, 1.0, 1.0)
+    assert metrics["excluded_responses"] == 2
+    assert (found.advantages[1:3] == 0).all()
+    kept = torch.where(mask & values.isfinite(), values, 0)
+    assert torch.equal(found.returns[1:3], kept[1:3])
+    torch.testing.assert_close(found.advantages[[0, 3]], alone.advantages)
+
+
+@each_backend
+def test_a_sum_that_overflows_is_no_input_that_is_not_finite(backend):
+    """Excluding it would hide it: 2e38 + 2e38 is beyond fp32, and the estimate says so."""
+    x = torch.full((1, 3), 2e38)
+    with backends.use_backend(backend):
+        rows = backends.gae(x, torch.zeros(1, 3), torch.ones(1, 3), None, 1.0, 1.0).rows
+    assert rows.number.tolist() == [3]
+
+
+@each_backend
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (1, 1)])
+def test_empty_and_tiny_shapes(backend, shape):
+    x, mask = torch.ones(shape), torch.ones(shape, dtype=torch.bool)
+    with backends.use_backend(backend):
+        for name in ("gae", "reinforce_pp"):
+            found = rl_estimators.estimate(name, token_level_rewards=x, values=x, response_mask=mask)
+            assert found.advantages.shape == found.returns.shape == shape
+            assert (found.advantages == 0).all()  # nothing differs
+
+
+@each_backend
+def test_strided_inputs_are_read_as_they_are(backend):
+    rewards, values, mask = batch(6, 40, fill=0.0)
+    wanted = backends.gae(rewards, values, mask, None, 0.9, 0.8)
+    other = [torch.stack([x, x], dim=-1).permute(2, 0, 1)[0] for x in (rewards, values, mask)]
+    assert not other[0].is_contiguous()
+    with backends.use_backend(backend):
+        actual = backends.gae(*other, None, 0.9, 0.8)
+    torch.testing.assert_close(actual.advantages, wanted.advantages)
+
+
+@each_backend
+def test_several_threads_compute_what_one_does(backend):
+    rewards, values, mask = batch(67, 3000, holes=True)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with backends.use_backend(backend):
+                found.append(backends.gae(rewards, values, mask, None, 0.99, 0.95))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0].advantages, found[1].advantages)
+    torch.testing.assert_close(found[0].rows.squares, found[1].rows.squares)
+
+
+@each_backend
+@pytest.mark.parametrize("decay", [1.0, 0.95, 0.9405])
+def test_accuracy_at_32768_tokens(backend, decay):
+    """Against fp64, relative to the largest advantage: 1e-6; 6e-6 for the plain sum of 32768 numbers."""
+    rewards, values, mask = batch(2, 32768, fill=0.0)
+    mask[:] = True
+    wide = backends.gae(rewards.double(), values.double(), mask, None, 1.0, decay).advantages
+    check, _ = sequential(
+        rewards[:1, -50:], values[:1, -50:], mask[:1, -50:], None, 1.0, decay, torch.float64
+    )
+    torch.testing.assert_close(wide[:1, -50:], check)
+    with backends.use_backend(backend):
+        found = backends.gae(rewards, values, mask, None, 1.0, decay).advantages
+    assert (found - wide).abs().max() <= (6e-6 if decay == 1 else 1e-6) * wide.abs().max()
+
+
+def test_rows_longer_than_a_piece(monkeypatch):
+    """Pieces of 40 columns hand their carry on, over pieces without a valid token too."""
+    monkeypatch.setattr(torch_rows, "_PIECE", 40)
+    rewards, values, mask = batch(5, 200, holes=True)
+    mask[0, 60:140] = False
+    rewards, values = rewards.masked_fill(~mask, NAN), values.masked_fill(~mask, NAN)
+    last = torch.randn(5)
+    wanted = sequential(rewards, values, mask, last, 0.99, 0.9, torch.float32)
+    found = torch_rows.gae(rewards, values, mask, last, 0.99, 0.9)
+    torch.testing.assert_close(found.advantages, wanted[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.returns, wanted[1], rtol=1e-5, atol=1e-5)
+    for discount in (1.0, 0.9):
+        zero = torch.zeros_like(values)
+        sums, _ = sequential(rewards, zero, mask, None, 1.0, discount, torch.float32)
+        torch.testing.assert_close(
+            torch_rows.discounted_sum(rewards, mask, discount), sums, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 64, 1024, 33 * 32])
+@pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
+def test_chunks_put_together_are_the_sum(length, discount):
+    """y_t = sum over j of d^(j - t) x_j, by a matrix of the row's whole length."""
+    x = torch.randn(3, length, dtype=torch.float64)
+    apart = torch.arange(length)[:, None] - torch.arange(length)
+    matrix = torch.where(apart >= 0, float(discount) ** apart.clamp(min=0).double(), 0)
+    torch.testing.assert_close(torch_scan.reverse_scan(x, discount), x @ matrix)
+
+
+@pytest.mark.parametrize("precision", ["medium", "autocast"])
+def test_a_network_s_precision_does_not_reach_advantages(precision):
+    x, mask = torch.randn(4, 2048), torch.ones(4, 2048, dtype=torch.bool)
+    wanted = backends.discounted_sum(x.double(), mask, 0.99)
+    before = torch.get_float32_matmul_precision()
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            torch.set_float32_matmul_precision("highest" if precision == "autocast" else precision)
+            found = torch_rows.discounted_sum(x, mask, 0.99)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def test_torch_s_kernels_need_little_memory():
+    """At most 32 MiB beyond the outputs: the growth of the peak in a process of its own, 512 x 8192 and 2 x 2^22."""
+    code = """
+import resource, torch
+from rl_estimators import backends
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+for rows, length in ((512, 8192), (2, 1 << 22)):
+    x, mask = torch.zeros(rows, length), torch.ones(rows, length, dtype=torch.bool)
+    mask[:, 5::7] = False
+    backends.gae(x[:1, :64], x[:1, :64], mask[:1, :64], None, 1.0, 0.9)
+    before = peak()
+    found = backends.gae(x, x, mask, None, 1.0, 0.9)
+    print("EXTRA", peak() - before - 2 * x.numel() * 4 // 2**20)
+"""
+    environment = {**os.environ, choose.VARIABLE: "torch", "OMP_NUM_THREADS": "1"}
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    extra = [int(line.split()[1]) for line in printed.splitlines()]
+    assert len(extra) == 2
+    assert max(extra) <= 32, extra
+
+
+@each_backend
+def test_whitening_equal_numbers_is_exactly_zero(backend):
+    """0.1 in fp32 has no exact mean in fp32; a far pivot would leave rounding errors over a spread of 0."""
+    x, mask = torch.full((7, 50), 0.1), batch(7, 50, holes=True)[2]
+    with backends.use_backend(backend):
+        assert (whitened(x.masked_fill(~mask, NAN), mask) == 0).all()
+
+
+@each_backend
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_whitened_moments(backend, offset):
+    """Spread 1 on 1e4 in fp32: inputs are known to 5e-4, and their mean must not cost more digits."""
+    x, _, mask = batch(9, 70, holes=True)
+    x = x + offset
+    kept = x[mask].double()
+    with backends.use_backend(backend):
+        found = whitened(x, mask)
+    torch.testing.assert_close(found[mask].double(), (kept - kept.mean()) / kept.std(), rtol=1e-5, atol=1e-5)
+    assert (found[~mask] == 0).all()
+
+
+# ---- the choice
+
+
+def test_an_unknown_backend_is_named(monkeypatch):
+    wanted = re.escape("backend is 'numbar', expected one of torch, numba, triton. Did you mean 'numba'?")
+    with pytest.raises(InputError, match=wanted), backends.use_backend("numbar"):
+        pass
+    monkeypatch.setenv(choose.VARIABLE, "cuda")
+    with pytest.raises(
+        InputError, match="RL_ESTIMATORS_BACKEND is 'cuda', expected one of torch, numba, triton"
+    ):
+        backends.discounted_sum(torch.ones(1, 2), torch.ones(1, 2), 0.5)
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv(choose.VARIABLE, "numba")
+    monkeypatch.setattr(choose, "_works", lambda name: True)
+    assert choose.name_for(torch.ones(1)) == "numba"
+    with backends.use_backend("torch"):
+        assert choose.name_for(torch.ones(1)) == "torch"
+
+
+def test_the_fastest_installed_is_taken(monkeypatch):
+    monkeypatch.setattr(choose, "_works", lambda name: True)
+    for there in (True, False):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, there=there: object() if there else None
+        )
+        assert choose.name_for(torch.ones(1)) == ("numba" if there else "torch")
+        assert choose.name_for(torch.ones(1, device="meta")) == "torch"
+
+
+def test_a_backend_out_of_order_is_replaced_with_one_warning(monkeypatch):
+    def broken(name):
+        raise ImportError("no LLVM here")
+
+    choose._works.cache_clear()
+    monkeypatch.setattr(choose.importlib, "import_module", broken)
+    try:
+        with backends.use_backend("numba"):
+            with pytest.warns(RuntimeWarning, match=re.escape("the backend 'numba' is out of order, torch's kernels are used: ImportError: no LLVM here")):  # fmt: skip
+                assert choose.name_for(torch.ones(1)) == "torch"
+            assert choose.name_for(torch.ones(1)) == "torch"  # a second warning would be an error here
+    finally:
+        choose._works.cache_clear()
+
+
+def test_importing_the_package_imports_no_compiler():
+    code = "import sys, rl_estimators; print(sorted({'numba', 'triton', 'llvmlite'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_s_kernel_in_its_interpreter():
+    """In a process of its own: whether triton interprets is settled at its import."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", TRITON], check=True, env=environment)
+
+
+TRITON = """
+import torch
+from rl_estimators import backends
+torch.manual_seed(0)
+for rows, length in ((3, 5), (4, 1500)):
+    r, v, mask = torch.randn(rows, length), torch.randn(rows, length), torch.rand(rows, length) > 0.3
+    r[~mask], v[~mask], mask[0] = float("nan"), float("nan"), False
+    r[1, mask[1].nonzero()[1]] = float("inf")
+    for last in (None, torch.randn(rows)):
+        for gamma, decay in ((1.0, 1.0), (0.99, 0.94), (0.0, 0.0)):
+            found = []
+            for name in ("torch", "triton"):
+                with backends.use_backend(name):
+                    assert backends.choose.name_for(r) == name
+                    found.append(backends.gae(r, v, mask, last, gamma, decay))
+            a, b = found
+            torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(a.returns, b.returns, rtol=1e-4, atol=1e-4)
+            assert torch.equal(a.rows.number, b.rows.number) and torch.equal(a.rows.written, b.rows.written)
+"""
+
+
+# ---- losses
+
+
+@pytest.mark.parametrize("bound", [None, 3.0])
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_policy_loss_is_the_plain_one(bound, mode, weighted, dtype):
+    draw = torch.Generator().manual_seed(0)
+    old, step, gain, weights = (torch.randn(6, 50, generator=draw) for _ in range(4))
+    mask = torch.rand(6, 50, generator=draw) > 0.3
+    new = old + step
+    new[0, :5] += 40  # beyond where the log-ratio is clamped
+    new, old, gain = (x.masked_fill(~mask, NAN).to(dtype) for x in (new, old, gain))
+    found = []
+    for fused in (True, False):
+        leaf = new.clone().requires_grad_()
+        loss, metrics = ppo_clip(
+            old, leaf, gain, mask, mode, clip_ratio_c=bound, fused=fused,
+            rollout_is_weights=weights.abs() if weighted else None,
+        )  # fmt: skip
+        (3 * loss).backward()
+        found.append((loss.detach(), leaf.grad, metrics))
+    (loss, grad, metrics), (plain, wanted, others) = found
+    largest = wanted.abs().max()
+    torch.testing.assert_close(loss, plain)
+    assert grad.dtype == dtype
+    assert (grad - wanted).abs().max() <= (1e-6 if dtype == torch.float32 else 1e-2) * largest
+    assert (grad[~mask] == 0).all()
+    for name in others:
+        torch.testing.assert_close(metrics[name], others[name])
+
+
+def test_losses_keep_4_bytes_a_token_for_the_backward_pass():
+    x, mask = torch.randn(4, 5, 8, 1000).unbind(0), torch.ones(5, 8, 1000).bool().flatten(0, 1)
+    a, b, c, leaf = (y.flatten(0, 1).clone() for y in x)
+    leaf.requires_grad_()
+    for run in (lambda: ppo_clip(a, leaf, b, mask)[0], lambda: clipped(leaf, a, c, mask)[0]):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda y, saved=saved: saved.append(y) or y, lambda y: y
+        ):
+            run()
+        assert sum(y.numel() * y.element_size() for y in saved) <= 4 * mask.numel() + 1000
+
+
+def test_the_value_loss_has_the_gradient_that_autograd_finds():
+    draw = torch.Generator().manual_seed(0)
+    new, old, target = (torch.randn(6, 50, generator=draw) for _ in range(3))
+    mask = torch.rand(6, 50, generator=draw) > 0.3
+    leaf, other = new.clone().requires_grad_(), new.clone().requires_grad_()
+    clipped(leaf, old, target, mask)[0].backward()
+    near = torch.clamp(other, old - 0.5, old + 0.5)
+    worse = torch.maximum((other - target) ** 2, (near - target) ** 2)
+    (0.5 * worse[mask].mean()).backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-6, atol=1e-7)
+
+
+def test_estimate_takes_a_backend():
+    x, mask = torch.randn(2, 3), torch.ones(2, 3)
+    for name in ("reinforce_pp", "remax"):
+        others = {"token_level_rewards": x, "response_mask": mask, "reward_baselines": torch.zeros(2)}
+        found = rl_estimators.estimate(name, backend="torch", **others)
+        torch.testing.assert_close(found.returns, x.flip(-1).cumsum(-1).flip(-1))
+    with pytest.raises(InputError, match="backend is 'fast', expected one of torch, numba, triton"):
+        rl_estimators.estimate("reinforce_pp", token_level_rewards=x, response_mask=mask, backend="fast")
+
+
+@each_backend
+def test_no_gradient_goes_through(backend):
+    """A function of the registry may be called as it is, with a critic's values that are in training."""
+    x, mask = torch.randn(3, 4), torch.ones(3, 4)
+    values = torch.randn(3, 4, requires_grad=True)
+    with backends.use_backend(backend):
+        found = rl_estimators.get_adv_est("gae")(x, values, mask)
+    assert not found.advantages.requires_grad
+    assert not found.returns.requires_grad
