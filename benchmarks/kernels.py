@@ -283,6 +283,7 @@ def plot(found: list[dict[str, Any]], names: list[str], path: Path) -> None:
         sizes = [point["rows"] // 8 if axis == "groups" else point[axis] for point in points]
         for name in ("verl", *names):
             panel.loglog(sizes, [1e3 * point["seconds"][name] for point in points], "o-", label=name)
+        panel.set_xscale("log", base=2)
         panel.set_xlabel({"rows": "responses B", "length": "tokens T", "groups": "groups of eight"}[axis])
         panel.set_ylabel("ms")
         panel.set_title(points[0]["case"])
