@@ -131,7 +131,7 @@ def policy_loss(
     log_prob: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
+    loss_agg_mode: str | None = None,
     **options: Any,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Compute the policy loss ``name``: a 0-dim tensor to minimise, and metrics as 0-dim tensors.
@@ -142,7 +142,8 @@ def policy_loss(
         log_prob: ``(B, T)`` log-probabilities in training, with their gradient.
         advantages: ``(B, T)``.
         response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
-        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`; None: the function's own default,
+            the paper's, see :mod:`rl_estimators.policy_losses`.
         **options: The loss's own options, ``rollout_is_weights`` and ``global_batch_info``.
 
     Raises:
@@ -167,7 +168,7 @@ def value_loss(
     values: Tensor,
     returns: Tensor,
     response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
+    loss_agg_mode: str | None = None,
     **options: Any,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Compute the value loss ``name``: a 0-dim tensor to minimise, and metrics as 0-dim tensors.
@@ -178,7 +179,8 @@ def value_loss(
         values: ``(B, T)`` the critic's values when the rollouts were made.
         returns: ``(B, T)`` the critic's targets.
         response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
-        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`; None: the function's own default, ``token-mean`` in
+            all of ours.
         **options: The loss's own options, and ``global_batch_info``.
 
     Raises:
@@ -198,12 +200,9 @@ def value_loss(
 
 def _run_loss(registry: Registry, name: str, given: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
     spec = registry.spec(name)
-    if (
-        given["loss_agg_mode"] == "token-mean"
-        and "loss_agg_mode" not in spec.options
-        and not spec.takes_config
-    ):
-        del given["loss_agg_mode"]  # nobody asked for another way than the function's one
+    own_way = "loss_agg_mode" not in spec.options and not spec.takes_config
+    if given["loss_agg_mode"] is None or (given["loss_agg_mode"] == "token-mean" and own_way):
+        del given["loss_agg_mode"]  # nobody asked, or a framework passes its default on
     result = spec(given)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise DefinitionError(

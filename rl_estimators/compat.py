@@ -5,6 +5,7 @@ there is no second body to keep in step. It covers ordinary inputs: what a libra
 on equal scores or at masked positions is not taken over, unless the estimator's docstring says so.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ def compat(**libraries: Mapping[str, Any]) -> Callable[[F], F]:
             check_choice(name, "compat", compat, libraries)
             given = signature.bind_partial(*args, **kwargs).arguments
             for option, theirs in libraries[compat].items():
-                if option in given and given[option] != theirs:
+                if option in given and not _agrees(given[option], theirs):
                     raise InputError(
                         f"{name}: {option}={given[option]!r} contradicts compat={compat!r}, which has {theirs!r}; "
                         "drop one"
@@ -59,3 +60,13 @@ def compat(**libraries: Mapping[str, Any]) -> Callable[[F], F]:
         return with_compat  # type: ignore[return-value]
 
     return decorator
+
+
+def _agrees(given: Any, theirs: Any) -> bool:
+    """Whether an option has the library's value; a mapping stands for what differs from a dataclass's defaults."""
+    if isinstance(given, Mapping) and dataclasses.is_dataclass(theirs) and not isinstance(theirs, type):
+        try:
+            return bool(type(theirs)(**given) == theirs)
+        except (InputError, TypeError):
+            return True  # the function itself says what is wrong with it
+    return bool(given == theirs)

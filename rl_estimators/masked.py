@@ -4,9 +4,9 @@ Three rules hold for every estimator, and are kept here:
 
 - What is stored at a masked position, NaN included, never meets a valid token: it is cut off by selection
   (``where``), never by multiplication, for 0 * NaN is NaN.
-- A response with a number that is not finite at a valid token has no usable score. It is left out of all
-  statistics, gets the advantage 0 and is counted as ``excluded_responses``. So is, silently, a response
-  without valid tokens: a framework's padding row.
+- A response with a number that is not finite at a valid token has no usable score, nor has one whose rewards add
+  up to more than their dtype holds. It is left out of all statistics, gets the advantage 0 and is counted as
+  ``excluded_responses``. So is, silently, a response without valid tokens: a framework's padding row.
 - Numbers that are all equal have a spread of exactly 0. Subtracting a pivot that is one of the numbers makes
   them exact zeros before any mean is taken; it also spares small differences between large numbers.
 """
@@ -82,7 +82,7 @@ def valid(token_level_rewards: Tensor, response_mask: Tensor, *others: Tensor) -
     """
     mask = as_mask(response_mask)
     rewards = select(token_level_rewards, mask, *others)
-    finite = torch.isfinite(rewards).all(-1)
+    finite = torch.isfinite(exact_sum(rewards))
     for other in others:
         sound = torch.isfinite(other) if other.ndim == 1 else torch.isfinite(select(other, mask)).all(-1)
         finite = finite & sound
@@ -93,18 +93,16 @@ def valid(token_level_rewards: Tensor, response_mask: Tensor, *others: Tensor) -
     return Valid(torch.where(mask, rewards, 0), mask, rows)
 
 
-def centred(x: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+def centred(x: Tensor, mask: Tensor) -> Tensor:
     """The valid numbers minus their mean, exactly 0 if none differ; 0 elsewhere.
 
     Args:
         x: Any shape, finite where ``mask`` is true.
         mask: Same shape, bool.
-        weights: ``(B, T)``, summing up to 1 over each row that has valid numbers: the mean of the rows' means.
     """
     pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
     shifted = torch.where(mask, x - pivot, 0)
-    total, number = (shifted, mask) if weights is None else (weights * shifted, mask.any(-1))
-    return torch.where(mask, shifted - total.sum() / number.sum().clamp(min=1), 0)
+    return torch.where(mask, shifted - shifted.sum() / mask.sum().clamp(min=1), 0)
 
 
 def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Imports run one way: each layer may import itself and those below it, and the core knows no framework."""
+"""Imports run one way: each layer may import itself and those below it, and the core imports no framework."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ LAYERS = (
     {"fields", "imports"},
     {"compat", "registry", "patching"},
     {"backends"},
-    {"masked", "scan", "trl_arithmetic"},
+    {"masked", "scan"},
     {"carry"},
     {"calls"},
     {"aggregation", "shaping", "steps", "whitening"},

@@ -1,6 +1,6 @@
 """PPO with a critic in TRL: python examples/trl/ppo.py, after python examples/trl/prepare.py.
 
-The critic is made from the policy's own weights, learns beside it, and is saved in each checkpoint.
+The critic is made from the policy's own weights, learns beside it, and is saved with it, in the folder critic.
 """
 
 from pathlib import Path

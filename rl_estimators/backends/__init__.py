@@ -7,8 +7,8 @@ Each backend has the same functions; those below take the one that :mod:`rl_esti
 - ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``).
 
 They take a batch as a framework passes it, and hold to the rules of :mod:`rl_estimators.masked`: what stands at a masked
-position is not read, and a response with a number that is not finite gets the advantage 0. What they return is a
-weight or a target: no gradient goes through.
+position is not read, and a response with a number that is not finite, or whose sum is not, gets the advantage 0. What
+they return is a weight or a target: no gradient goes through.
 """
 
 from collections.abc import Callable

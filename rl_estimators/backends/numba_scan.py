@@ -142,14 +142,6 @@ def _td_errors(x, valid, values, gamma, next_value, number, following):
 
 
 @_compiled()
-def _all_finite(x, mask):
-    for t in range(len(x)):
-        if mask[t] != 0 and not np.isfinite(x[t]):
-            return False
-    return True
-
-
-@_compiled()
 def gae_rows(rewards, values, mask, last, gamma, decay, advantages, targets, stats):
     """GAE on raw inputs. Arrays are ``(B, T)``, ``last`` is ``(B,)``, ``stats`` is ``(B, 5)`` and holds zeros."""
     rows, length = rewards.shape
@@ -181,10 +173,7 @@ def gae_rows(rewards, values, mask, last, gamma, decay, advantages, targets, sta
         for i in range(lanes):
             b = start + i
             stats[b, WRITTEN] = stats[b, NUMBER] > 0
-            # What is not finite has come through to the first token; a sum that overflowed is not excluded.
-            if not np.isfinite(later[i]) and not (
-                np.isfinite(last[b]) and _all_finite(rewards[b], mask[b]) and _all_finite(values[b], mask[b])
-            ):
+            if not np.isfinite(later[i]):  # what is not finite has come through to the first token
                 stats[b, EXTENT:] = 0
                 advantages[b] = 0
                 for t in range(length):
@@ -229,9 +218,7 @@ def return_rows(rewards, mask, discount, less, with_less, ahead, totals, stats):
         for i in range(lanes):
             b = start + i
             stats[b, WRITTEN] = stats[b, NUMBER] > 0
-            if not np.isfinite(later[i] - less[b]) and not (
-                np.isfinite(less[b]) and _all_finite(rewards[b], mask[b])
-            ):
+            if not np.isfinite(later[i] - less[b]):
                 stats[b, EXTENT:] = 0
                 ahead[b] = 0
                 totals[b] = 0
@@ -275,11 +262,13 @@ def _extent(mask, number):
 
 @_compiled()
 def score_rows(rewards, mask, stats):
-    """Each row's sum in fp64, as ``TOTAL`` with pivot 0; not finite: the response is excluded."""
+    """Each row's sum in fp64, as ``TOTAL`` with pivot 0; not finite in the rewards' dtype: the response is excluded."""
+    score = np.zeros(1, rewards.dtype)
     for b in range(len(rewards)):
         total, number = _total(rewards[b], mask[b])
         stats[b, WRITTEN] = number > 0
-        if np.isfinite(total) or _all_finite(rewards[b], mask[b]):
+        score[0] = total
+        if np.isfinite(score[0]):
             stats[b, NUMBER] = number
             stats[b, TOTAL] = total
             stats[b, EXTENT] = _extent(mask[b], number)

@@ -121,14 +121,6 @@ def _all_finite(x: Tensor) -> bool:
     return x.device.type == "cpu" and bool(x.isfinite().all())
 
 
-def _finite_rows(x: Tensor, mask: Tensor) -> Tensor:
-    """``(R,)`` bool, the row's valid numbers are finite."""
-    fit = mask.new_ones(len(mask))
-    for here in _pieces(mask.shape[1]):
-        fit &= (x[:, here].isfinite() | ~mask[:, here]).all(-1)
-    return fit
-
-
 def _rows(x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor) -> Rows:
     """Statistics of a block's numbers under ``mask``: what is valid, ``on``, less the responses that are excluded."""
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no fp64
@@ -161,10 +153,9 @@ def gae(
     for some in blocks(rewards.shape, block_elements(rewards)):
         block = (rewards[some], values[some], end[some], gamma, decay, advantages[some], targets[some])
         on = counted = mask[some] != 0
-        first = _gae_block(on, counted, *block) if on.device.type == "cpu" else end
+        first = _gae_block(on, counted, *block)
         if not _all_finite(first):  # what is not finite has come through to the first token
-            fit = _finite_rows(rewards[some], on) & _finite_rows(values[some], on) & end[some].isfinite()
-            counted = on & fit[:, None]
+            counted = on & first.isfinite()[:, None]
             first = _gae_block(on, counted, *block)
         found.append(_rows(advantages[some], counted, on, first))
     return Scan(advantages, targets, _join(found))
@@ -222,7 +213,7 @@ def returns(
         on = counted = mask[some] != 0
         first = _scan_block(rewards[some], on, _rate(discount, some, dtype), totals[some]) - less[some]
         if not _all_finite(first):
-            fit = _finite_rows(rewards[some], on) & less[some].isfinite()
+            fit = first.isfinite()
             counted = on & fit[:, None]
             first = _scan_block(rewards[some], counted, _rate(discount, some, dtype), totals[some])
             first = torch.where(fit, first - less[some], 0)
@@ -301,8 +292,8 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
         total = keep(rewards[some].to(dtype), mask_bits(on, dtype)).sum(-1, dtype=wide)
         number = on.sum(-1)
         written = number > 0
-        if not _all_finite(total):
-            fit = _finite_rows(rewards[some], on)
+        if not _all_finite(total.to(dtype)):
+            fit = total.to(dtype).isfinite()
             total, number = torch.where(fit, total, 0), torch.where(fit, number, 0)
         zero = torch.zeros_like(total)
         found.append(Rows(written, number, zero, total, zero))

@@ -7,11 +7,13 @@ Without the division it is the advantage of Dr. GRPO (Liu et al., https://arxiv.
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from rl_estimators import masked, trl_arithmetic
+from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
+from rl_estimators.estimators import trl_arithmetic
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import Estimate
 
@@ -26,6 +28,7 @@ def grpo(
     response_mask: Tensor,
     index: "np.ndarray[Any, Any] | list[Any] | Tensor",
     norm_by_std: bool = True,
+    std_over: Literal["group", "batch"] = "group",
     epsilon: float = 1e-6,
     singleton: Literal["zero", "raw"] = "zero",
     ddof: int = 1,
@@ -51,31 +54,38 @@ def grpo(
         token_level_rewards: ``(B, T)``; only the sum over a response's valid tokens matters.
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         index: ``(B,)`` the prompt of each response, in any order: numpy array, list or integer tensor.
-        norm_by_std: Divide by the group's standard deviation.
+        norm_by_std: Divide by a standard deviation.
+        std_over: Of whose scores: those of the group, or those of the whole batch, as Liu et al. have it in Tricks
+            or Traps (https://arxiv.org/abs/2508.08221) and TRL with ``scale_rewards="batch"``.
         epsilon: Added to the standard deviation, in units of reward; at least 0.
         singleton: What a group of one gets: ``"zero"``, or verl's ``"raw"`` score (over 1 + epsilon).
         ddof: 1 for the unbiased standard deviation, 0 for the one of the sample.
         arithmetic: ``"pivot"``: equal scores differ by exactly 0; ``"trl"``: the order of operations of TRL, see
-            :mod:`rl_estimators.trl_arithmetic`.
+            :mod:`rl_estimators.estimators.trl_arithmetic`.
 
     Returns:
         Advantages ``(B, T)``, and the same tensor as returns: GRPO has no critic to train.
 
     Raises:
-        InputError: epsilon below 0, ddof outside [0, 1], an unknown ``singleton`` or ``arithmetic``, or
-            ``singleton="raw"`` with TRL's arithmetic, which has no such thing.
+        InputError: epsilon below 0, ddof outside [0, 1], an unknown ``std_over``, ``singleton`` or ``arithmetic``,
+            or ``singleton="raw"`` with TRL's arithmetic, which has no such thing.
     """
     check_range("grpo", epsilon=epsilon)
     check_range("grpo", high=1, ddof=ddof)
+    check_choice("grpo", "std_over", std_over, ("group", "batch"))
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
     check_choice("grpo", "arithmetic", arithmetic, ("pivot", "trl"))
     scores, ids, rows = masked.scored(token_level_rewards, response_mask, index)
     if arithmetic == "trl":
         check_choice("grpo with arithmetic='trl'", "singleton", singleton, ("zero",))
-        numbers = trl_arithmetic.group_advantages(scores, ids, rows, epsilon if norm_by_std else None, ddof)
+        numbers = trl_arithmetic.group_advantages(
+            scores, ids, rows, epsilon if norm_by_std else None, ddof, std_over
+        )
         advantages = masked.to_tokens(numbers, response_mask)
         return Estimate(advantages, advantages)
     moments = masked.group_moments(scores, ids, rows, ddof, singleton)
+    if std_over == "batch":
+        moments = moments._replace(std=masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std)
     numbers = masked.over_std(moments, epsilon) if norm_by_std else moments.centred
     advantages = masked.to_tokens(numbers, response_mask)  # 0 in a response that does not count
     return Estimate(advantages, advantages)

@@ -1,7 +1,7 @@
 """Policy losses, one per file: they turn advantages into something to minimise. Importing registers them.
 
-How a loss per token becomes one number is `loss_agg_mode`. Called by name, and in verl (``actor.loss_agg_mode``), it is
-``token-mean`` unless it is set, whatever the paper does. The papers' own:
+How a loss per token becomes one number is `loss_agg_mode`. As functions and by :func:`rl_estimators.policy_loss` the losses
+have their papers' own, the first in its row, unless it is set:
 
 ======================================  ======================================================
 `ppo_clip`, `importance_sampling`       ``token-mean``; GRPO ``seq-mean-token-mean``
@@ -10,8 +10,8 @@ How a loss per token becomes one number is `loss_agg_mode`. Called by name, and 
 `reinforce`                             ``seq-mean-token-sum``
 ======================================  ======================================================
 
-For the losses of the last two rows set ``loss_agg_mode`` to what stands there: with ``token-mean`` long responses weigh
-more than in their papers.
+In verl (``actor.loss_agg_mode``) and TRL it is ``token-mean`` for all unless it is set. There set it to what stands in
+the last two rows for the losses named: with ``token-mean`` long responses weigh more than in their papers.
 """
 
 from rl_estimators.policy_losses.cispo import cispo

@@ -64,7 +64,7 @@ def clip_cov(
         advantages: ``(B, T)``.
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
-        clip_cov_ratio: r, in [0, 1]; the paper's 2e-4.
+        clip_cov_ratio: r, in [0, 1]; the paper's 2e-4. 0 leaves no token out; verl refuses it.
         clip_cov_lb: :math:`\omega_{low}`, in nats times units of advantage; the paper's 1.
         clip_cov_ub: :math:`\omega_{high}`, likewise, at least ``clip_cov_lb``; the paper's 5.
         clip_ratio_low: :math:`\epsilon_{low}`, in [0, 1].

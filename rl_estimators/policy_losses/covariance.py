@@ -27,8 +27,8 @@ def covariance(tokens: Tokens) -> Tensor:
 def choose(score: Tensor, candidates: Tensor, mask: Tensor, share: float) -> Tensor:
     """``(B, T)`` bool: the candidates with the highest scores, as many as ``share`` of all valid tokens.
 
-    The number is rounded down but at least 1, as in the authors' code, and is not read back from the device.
-    Of equal scores the earlier token is taken.
+    The number is rounded down but at least 1, as in the authors' code, unless ``share`` is 0: then it is 0. It is not
+    read back from the device. Of equal scores the earlier token is taken.
 
     Args:
         score: ``(B, T)``.
@@ -36,7 +36,7 @@ def choose(score: Tensor, candidates: Tensor, mask: Tensor, share: float) -> Ten
         mask: ``(B, T)`` bool.
         share: In [0, 1].
     """
-    number = (mask.sum().double() * share).floor().clamp(min=1)
+    number = (mask.sum().double() * share).floor().clamp(min=1 if share > 0 else 0)
     flat = torch.where(candidates, score, -torch.inf).flatten()
     order = flat.argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))

@@ -41,9 +41,8 @@ def gspo(
 
     The paper averages over responses, and over the tokens of each in the token form: the default
     ``loss_agg_mode`` ``seq-mean-token-mean`` is both. Every mode is taken as asked; others weigh a response
-    by its length. :func:`rl_estimators.policy_loss` and verl's ``actor.loss_agg_mode`` say ``token-mean``
-    unless told otherwise, and verl's actor brings its own clip ratios of 0.2, some 600 times the paper's: set
-    all three.
+    by its length. verl's ``actor.loss_agg_mode`` says ``token-mean`` unless told otherwise, and so do our trainers in
+    TRL; verl's actor brings its own clip ratios of 0.2 besides, some 600 times the paper's: set all three.
 
     verl's ``gspo`` is the token form only, and bounds s by e^10 where this bounds it to e^-20 ... e^20.
 

@@ -53,7 +53,8 @@ def kl_cov(
         advantages: ``(B, T)``.
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
-        kl_cov_ratio: k, in [0, 1]; the paper's 2e-4 for its 32B model (2e-3 for 7B).
+        kl_cov_ratio: k, in [0, 1]; the paper's 2e-4 for its 32B model (2e-3 for 7B). 0: no token pays; verl
+            refuses it.
         ppo_kl_coef: :math:`\beta`, at least 0, in units of advantage per nat; the paper's 1. verl's
             configuration has 0.1.
         rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.

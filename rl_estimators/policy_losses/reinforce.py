@@ -31,8 +31,8 @@ def reinforce(
     batch it is off-policy, and nothing here corrects that (see `importance_sampling`). The value says nothing
     about progress; its gradient does. The default ``loss_agg_mode`` is that of verl's
     ``compute_policy_loss_reinforce``: a response's log-likelihood is a sum, and its mean over responses
-    estimates the expected return's gradient. :func:`rl_estimators.policy_loss` and verl's
-    ``actor.loss_agg_mode`` say ``token-mean`` unless told otherwise.
+    estimates the expected return's gradient. verl's ``actor.loss_agg_mode`` says ``token-mean`` unless told
+    otherwise, and so do our trainers in TRL.
 
     Args:
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update; for the metric only.

@@ -39,8 +39,7 @@ def sapo(
 
     The paper takes the mean over each response's tokens and then over responses: the default
     ``loss_agg_mode``. Every mode is taken as asked; verl's ``sapo`` computes ``seq-mean-token-mean`` whatever
-    is asked. :func:`rl_estimators.policy_loss` and verl's ``actor.loss_agg_mode`` say ``token-mean`` unless
-    told otherwise.
+    is asked. verl's ``actor.loss_agg_mode`` says ``token-mean`` unless told otherwise, and so do our trainers in TRL.
 
     Args:
         old_log_prob: ``(B, T)`` log-probabilities (nats) before the update.

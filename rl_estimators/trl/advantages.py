@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor
 from torch.nn import functional
+from trl.models.utils import disable_gradient_checkpointing
 
 from rl_estimators import shaping
 from rl_estimators.calls import estimate
@@ -43,7 +44,7 @@ def add(trainer: "EstimatorTrainer", batch: dict[str, Any], scored: Scored) -> d
     if trainer.critic is not None:
         batch["values"] = local["values"]
         batch["returns"] = result.returns[rows, :width].to(local["values"].dtype).contiguous()
-        trainer.critic.log_rollout(everywhere["values"], result.returns, everywhere["response_mask"], mode)
+        trainer.critic.log_rollout(everywhere["values"], result.returns, _judged(everywhere), mode)
     _log(trainer, mode, counts, per_response)
     return batch
 
@@ -94,23 +95,12 @@ def _inputs(
         ),
     }
     if config.kl_in_reward or _wants_old_log_probs(trainer, batch):
-        if batch.get("old_per_token_logps") is None:
-            rows = (
-                config.per_device_train_batch_size if mode == "train" else config.per_device_eval_batch_size
-            )
-            batch["old_per_token_logps"] = upstream.log_probs(trainer, trainer.model, batch, rows)[0]
-        given["old_log_probs"] = batch["old_per_token_logps"]
+        given["old_log_probs"] = _old_log_probs(trainer, batch, mode)
     if config.kl_in_reward:
-        log_probs, reference = given["old_log_probs"], batch["ref_per_token_logps"]
-        given["token_level_rewards"] = shaping.kl_in_reward(
-            given["token_level_rewards"],
-            log_probs,
-            reference,
-            mask,
-            trainer.kl_controller.value,
-            config.kl_penalty,
-        )
-        _steer_kl(trainer, mode, shaping.kl_penalty(log_probs, reference, mask, config.kl_penalty), mask)
+        charged = (given["token_level_rewards"], given["old_log_probs"], batch["ref_per_token_logps"], mask)
+        beta, penalty = trainer.kl_controller.value, config.kl_penalty
+        given["token_level_rewards"] = shaping.kl_in_reward(*charged, beta, penalty)
+        _steer_kl(trainer, mode, shaping.kl_penalty(*charged[1:], penalty), mask)
     if trainer.critic is not None:
         values, after = trainer.critic.values(batch)
         given["values"] = torch.where(mask, values, 0)
@@ -124,6 +114,31 @@ def _inputs(
         if trainer.wants(name) and batch.get(key) is not None:
             given[name] = batch[key]
     return given
+
+
+def _old_log_probs(trainer: "EstimatorTrainer", batch: dict[str, Any], mode: str) -> Tensor:
+    """``(B, T)`` log-probabilities under the policy that sampled; computed, and kept in the batch, if TRL has not."""
+    if batch.get("old_per_token_logps") is None:
+        args = trainer.args
+        rows = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
+        with disable_gradient_checkpointing(trainer.model, args.gradient_checkpointing_kwargs):
+            batch["old_per_token_logps"] = upstream.log_probs(trainer, trainer.model, batch, rows)[0]
+    found: Tensor = batch["old_per_token_logps"]
+    return found
+
+
+def _judged(everywhere: dict[str, Any]) -> Tensor:
+    """``(B, T)`` bool: tokens that say something about the critic.
+
+    An estimator leaves out a completion with a number that is not finite, and returns its old values there, which
+    would count as perfectly foreseen.
+    """
+    mask: Tensor = everywhere["response_mask"]
+    sound = [
+        torch.where(mask, everywhere[name], 0).isfinite().all(-1)
+        for name in ("token_level_rewards", "values")
+    ]
+    return mask & (sound[0] & sound[1])[:, None]
 
 
 def _wants_old_log_probs(trainer: "EstimatorTrainer", batch: dict[str, Any]) -> bool:

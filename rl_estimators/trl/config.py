@@ -1,7 +1,7 @@
 """The configuration of :class:`~rl_estimators.trl.trainer.EstimatorTrainer`: TRL's, and what TRL has no word for."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -12,11 +12,19 @@ from rl_estimators.errors import EstimatorError, InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
 
-__all__ = ["TRL_LOSS", "EstimatorConfig"]
+__all__ = ["TRL_LOSS", "EstimatorConfig", "changed", "default"]
 
 TRL_LOSS = "trl"  # as policy_loss: TRL's own losses, untouched
 CRITICS = ("separate", "shared")
 _KWARGS = ("adv_estimator_kwargs", "policy_loss_kwargs", "value_loss_kwargs")
+_WITHOUT_RATIO = ("gpg", "reinforce")  # policy losses that take the batch for the current policy's own
+# TRL's clip ratios, and the options of a policy loss that one of them sets.
+_CLIPS: Mapping[str, tuple[str, ...]] = {
+    "epsilon": ("clip_ratio", "clip_ratio_low", "clip_ratio_high"),
+    "epsilon_high": ("clip_ratio_high",),
+    "delta": ("clip_ratio_c",),
+}
+_UNSCALED = ("opo", "remax", "rloo")  # estimators that divide by nothing, whatever their options
 # Settings of TRL that only its own losses read, and the value at which they do nothing.
 _OF_TRL_LOSSES: Mapping[str, Any] = {
     "loss_type": "dapo",
@@ -24,6 +32,11 @@ _OF_TRL_LOSSES: Mapping[str, Any] = {
     "top_entropy_quantile": 1.0,
     "off_policy_mask_threshold": None,
     "use_adaptive_entropy": False,
+    **{
+        one.name: one.default
+        for one in fields(GRPOConfig)
+        if one.name.startswith(("sapo_temperature_", "vespo_"))
+    },
 }
 
 
@@ -35,6 +48,9 @@ class EstimatorConfig(GRPOConfig):
     the KL divergence wherever it goes; ``epsilon``, ``epsilon_high`` and ``delta`` are the clip ratios of our losses
     too, where those have them (``delta`` is ``clip_ratio_c``); an ``epsilon`` left at TRL's default leaves a loss its
     own.
+
+    A default of a configuration class gives way to an ``adv_estimator`` or ``value_loss`` that has no such option; only
+    a value of your own is refused there.
 
     Args:
         adv_estimator: Name of an advantage estimator; None for the trainer's own.
@@ -208,13 +224,26 @@ class EstimatorConfig(GRPOConfig):
         self._check_policy_loss()
         self._check_value_loss()
         if self.adv_estimator is not None:
-            self.estimator_options(_spec(ADV_ESTIMATORS, "adv_estimator", self.adv_estimator))
-        if self.multi_objective_aggregation != "sum_then_normalize":
+            name = self.estimator_name(self.adv_estimator)
+            self.estimator_options(_spec(ADV_ESTIMATORS, "adv_estimator", name))
+
+    def estimator_name(self, own: str) -> str:
+        """The estimator to use: ``adv_estimator``, else the trainer's ``own``.
+
+        TRL's ``multi_objective_aggregation="normalize_then_sum"`` makes GDPO of GRPO.
+
+        Raises:
+            InputError: it is set, and the estimator is neither.
+        """
+        name = self.adv_estimator or own
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            return name
+        if name not in ("grpo", "gdpo"):
             raise InputError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} is TRL's own advantage; here "
-                "adv_estimator decides: 'gdpo' normalises each reward by itself, with TRL's numbers if its "
-                'adv_estimator_kwargs are {"compat": "trl"}'
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} with adv_estimator={name!r}: only "
+                "'grpo' and 'gdpo' normalise each reward by itself; choose one of them, or drop it"
             )
+        return "gdpo"
 
     def estimator_options(self, spec: Spec) -> dict[str, Any]:
         """The options of an estimator: ``adv_estimator_kwargs``, ``gamma``, ``lam``, ``scale_rewards``, ``reward_weights``.
@@ -224,7 +253,8 @@ class EstimatorConfig(GRPOConfig):
         """
         options = _kwargs(self, "adv_estimator_kwargs")
         for name in ("gamma", "lam"):
-            _merge(options, spec, f"adv_estimator {spec.name!r}", name, getattr(self, name), name)
+            owner = f"adv_estimator {spec.name!r}"
+            _merge(options, spec, owner, name, getattr(self, name), name, default(self, name))
         if "reward_components" in spec.required + spec.optional and "weights" in spec.options:
             _merge(
                 options,
@@ -234,12 +264,16 @@ class EstimatorConfig(GRPOConfig):
                 self.reward_weights,
                 "reward_weights",
             )
-        if self.scale_rewards == "batch":
-            raise InputError(
-                "scale_rewards='batch': here adv_estimator decides; 'reinforce_pp_baseline' divides by the batch's "
-                "standard deviation"
+        if self.scale_rewards == "batch" and "std_over" in spec.options:
+            _merge(
+                options, spec, f"adv_estimator {spec.name!r}", "std_over", "batch", "scale_rewards='batch'"
             )
-        if self.scale_rewards == "none":
+        elif self.scale_rewards == "batch":
+            raise InputError(
+                f"scale_rewards='batch' with adv_estimator={spec.name!r}, which does not divide by the batch's "
+                "standard deviation: 'grpo' and 'reinforce_pp_baseline' can; choose one, or drop it"
+            )
+        if self.scale_rewards == "none" and not _never_scales(spec, options):
             _merge(
                 options, spec, f"adv_estimator {spec.name!r}", "norm_by_std", False, "scale_rewards='none'"
             )
@@ -259,11 +293,9 @@ class EstimatorConfig(GRPOConfig):
             "clip_ratio_c": self.delta,
         }
         theirs = {name: value for name, value in clips.items() if name in spec.options and value is not None}
-        for key, option in (("epsilon_high", "clip_ratio_high"), ("delta", "clip_ratio_c")):
-            if getattr(self, key) is not None and option not in spec.options:
-                raise InputError(
-                    f"{key}={getattr(self, key)}: policy_loss {spec.name!r} has no {option}; drop it"
-                )
+        for key, value in (("epsilon", low), ("epsilon_high", self.epsilon_high), ("delta", self.delta)):
+            if value is not None and not any(option in spec.options for option in _CLIPS[key]):
+                raise InputError(f"{key}={value}: policy_loss {spec.name!r} has no {_CLIPS[key][0]}; drop it")
         options = theirs | _kwargs(self, "policy_loss_kwargs")
         return _checked(spec, f"policy_loss={spec.name!r} with policy_loss_kwargs", options)
 
@@ -272,7 +304,8 @@ class EstimatorConfig(GRPOConfig):
         spec = _spec(VALUE_LOSSES, "value_loss", self.value_loss)
         options = _kwargs(self, "value_loss_kwargs")
         owner = f"value_loss {spec.name!r}"
-        _merge(options, spec, owner, "cliprange_value", self.cliprange_value, "cliprange_value")
+        key = "cliprange_value"
+        _merge(options, spec, owner, key, self.cliprange_value, key, default(self, key))
         return _checked(spec, f"value_loss={spec.name!r} with value_loss_kwargs", options)
 
     def _check_numbers(self) -> None:
@@ -287,6 +320,11 @@ class EstimatorConfig(GRPOConfig):
                 f"critic='shared' is a head on the policy, so nobody would load "
                 f"critic_model_name_or_path={self.critic_model_name_or_path!r}; drop one of the two"
             )
+        if self.critic == "shared" and self.critic_micro_batch_size is not None:
+            raise InputError(
+                f"critic='shared' reads the policy's own forward pass, so critic_micro_batch_size="
+                f"{self.critic_micro_batch_size} would set nothing; drop one of the two"
+            )
 
     def _check_kl(self) -> None:
         check_choice(type(self).__name__, "kl_penalty", self.kl_penalty, shaping.PENALTIES)
@@ -295,6 +333,23 @@ class EstimatorConfig(GRPOConfig):
         if self.kl_target is not None and not self.kl_in_reward:
             raise InputError(
                 f"kl_target={self.kl_target} steers the KL divergence in the reward: set kl_in_reward=True, or drop it"
+            )
+        for name, needs, idle in (
+            ("kl_penalty", "kl_in_reward=True", not self.kl_in_reward),
+            ("kl_horizon", "kl_target", self.kl_target is None),
+        ):
+            if idle and [*changed(self, [name])]:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} without {needs} does nothing: set it, or drop {name}"
+                )
+        for name in ("kl_target", "kl_horizon"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{type(self).__name__}: {name} is {value!r}, expected a number above 0")
+        if self.kl_in_reward and [*changed(self, ["use_bias_correction_kl"])]:
+            raise InputError(
+                f"use_bias_correction_kl={self.use_bias_correction_kl} with kl_in_reward=True: it corrects the KL "
+                "divergence in the loss, which is not there; drop one of the two"
             )
         self.kl_controller()
 
@@ -317,11 +372,42 @@ class EstimatorConfig(GRPOConfig):
             if getattr(self, name, idle) != idle:
                 raise InputError(
                     f"{name}={getattr(self, name)!r} with policy_loss={self.policy_loss!r}: only TRL's own loss "
-                    "(policy_loss='trl') reads it; set loss_agg_mode and policy_loss_kwargs instead, or drop it"
+                    f"(policy_loss='trl') reads it; set {self._instead_of(name)} instead, or drop it"
                 )
         if self.loss_agg_mode is not None:
             check_choice(type(self).__name__, "loss_agg_mode", self.loss_agg_mode, aggregation.MODES)
         self.policy_loss_options()
+        if self.policy_loss in _WITHOUT_RATIO:
+            self._check_on_policy()
+
+    def _instead_of(self, name: str) -> str:
+        """What a policy loss of ours has in place of a setting of TRL's losses."""
+        if name.startswith("sapo_temperature_") and self.policy_loss == "sapo":
+            return f"policy_loss_kwargs={{'tau_{name.rsplit('_', 1)[1]}': {getattr(self, name)!r}}}"
+        return "loss_agg_mode and policy_loss_kwargs"
+
+    def _check_on_policy(self) -> None:
+        """A loss without a ratio is right for completions of the very weights that it updates.
+
+        They are older where TRL, too, keeps the log-probabilities of the policy that wrote them.
+        """
+        if self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0:
+            return
+        several = self.num_iterations > 1
+        wrong, right = (
+            (f"num_iterations={self.num_iterations}", "num_iterations to 1")
+            if several
+            else (
+                f"steps_per_generation={self.steps_per_generation} (or the generation_batch_size that makes it so) and "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}",
+                "steps_per_generation to gradient_accumulation_steps or a divisor of it",
+            )
+        )
+        known = ", ".join(repr(name) for name in POLICY_LOSSES.names() if name not in _WITHOUT_RATIO)
+        raise InputError(
+            f"{wrong} with policy_loss={self.policy_loss!r}, which has no ratio: it would learn from completions of "
+            f"older weights as if they were its own. Set {right}, or take a policy loss with a ratio: {known}"
+        )
 
     def _check_value_loss(self) -> None:
         self.value_loss_options()
@@ -360,6 +446,21 @@ class _accepting_one_generation:
             self.config.num_generations, self.config.num_generations_eval = 1, self.for_eval
 
 
+def default(config: GRPOConfig, name: str) -> Any:
+    """What the configuration's class says when nobody sets the field; MISSING if it has a factory."""
+    return next(one.default for one in fields(config) if one.name == name)
+
+
+def changed(config: GRPOConfig, names: Sequence[str]) -> Iterator[str]:
+    """Those of the fields that differ from the configuration class's own defaults."""
+    return (name for name in names if getattr(config, name) != default(config, name))
+
+
+def _never_scales(spec: Spec, options: Mapping[str, Any]) -> bool:
+    """Whether the estimator, with these options, leaves advantages in units of reward."""
+    return spec.name in _UNSCALED or options.get("whiten", spec.options.get("whiten")) is False
+
+
 def _spec(registry: Registry, key: str, name: str) -> Spec:
     try:
         return registry.spec(name)
@@ -374,8 +475,13 @@ def _kwargs(config: EstimatorConfig, key: str) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _merge(options: dict[str, Any], spec: Spec, owner: str, option: str, value: Any, key: str) -> None:
-    """Add ``option``, which the field ``key`` sets, unless that field is not set."""
+def _merge(
+    options: dict[str, Any], spec: Spec, owner: str, option: str, value: Any, key: str, idle: Any = None
+) -> None:
+    """Add ``option``, which the field ``key`` sets, unless that field is not set.
+
+    ``idle`` is the configuration class's own value of it: nobody's mistake where there is no such option.
+    """
     if value is None:
         return
     if option in options and options[option] != value:
@@ -383,6 +489,8 @@ def _merge(options: dict[str, Any], spec: Spec, owner: str, option: str, value: 
             f"{owner}: {option} is {options[option]!r} among its options, but {key} says {value!r}"
         )
     if option not in spec.options and not (spec.takes_config or spec.takes_any):
+        if value == idle:
+            return
         known = ", ".join(spec.options) or "none"
         raise InputError(f"{key} is set, but {owner} has no {option}; its options: {known}")
     options[option] = value

@@ -26,3 +26,7 @@ class GRPOTrainer(EstimatorTrainer):
     adv_estimator: ClassVar[str] = "grpo"
     config_class: ClassVar[type[EstimatorConfig]] = GRPOConfig
     _name = "GRPO"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+        "id": "2402.03300",
+    }

@@ -61,6 +61,7 @@ def loss(trainer: "EstimatorTrainer", model: Any, batch: dict[str, Any]) -> Tens
     if aux is not None:
         steps = trainer.current_gradient_accumulation_steps if mode == "train" else 1
         total = total + trainer.router_aux_loss_coef * aux / steps
+        trainer._metrics[mode]["aux_loss"].append(trainer.accelerator.gather_for_metrics(aux).mean().item())
     _log(trainer, mode, {**metrics, "entropy": masked_mean(entropy, mask)}, mask)
     return total
 

@@ -18,7 +18,9 @@ __all__ = ["PPOConfig", "PPOTrainer"]
 class PPOConfig(EstimatorConfig):
     r"""PPO's defaults: one completion a prompt, four passes over a batch, KL divergence in the reward.
 
-    gamma 1, lambda .95, clip ranges .2, beta .05, vf_coef .1, as TRL's PPO had them.
+    gamma 1, lambda .95, clip ranges .2, beta .05, as TRL's PPO had them. Its vf_coef .1 weighed the value loss in a sum
+    with the policy's: take it with ``critic="shared"``. A separate critic has an optimizer of its own, which a factor
+    reaches only by way of gradient clipping, so the default is 1.
     """
 
     num_generations: int | None = 1
@@ -28,7 +30,6 @@ class PPOConfig(EstimatorConfig):
     beta: float = 0.05
     kl_in_reward: bool = True
     cliprange_value: float | None = 0.2
-    vf_coef: float = 0.1
 
 
 class PPOTrainer(EstimatorTrainer):
@@ -37,3 +38,7 @@ class PPOTrainer(EstimatorTrainer):
     adv_estimator: ClassVar[str] = "gae"
     config_class: ClassVar[type[EstimatorConfig]] = PPOConfig
     _name = "PPO"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+    }

@@ -2,26 +2,22 @@
 
 What :class:`~rl_estimators.trl.config.EstimatorConfig` can see by itself it refuses itself; what a critic cannot be
 combined with is in :mod:`rl_estimators.trl.critic.support`. Here is what depends on the estimator, on the trainer's
-other arguments and on what TRL made of them.
+other arguments.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packaging.version import Version
 
 from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS
 from rl_estimators.registry import POLICY_LOSSES, Spec
-from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig
+from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig, changed
 
-if TYPE_CHECKING:
-    from rl_estimators.trl.trainer import EstimatorTrainer
-
-__all__ = ["check", "check_made"]
+__all__ = ["check"]
 
 _ALWAYS = ("token_level_rewards", "response_mask", "index", "reward_components", "old_log_probs")
 _OF_LOSSES = ("old_log_prob", "log_prob", "advantages", "returns", "vpreds", "rollout_is_weights")
@@ -53,26 +49,12 @@ def check(
     """
     _check_inputs(spec, config)
     _check_group(spec, config)
-    _check_greedy(spec, arguments)
+    _check_greedy(spec, config, arguments)
     _check_critic(spec, config, value_model)
     _check_bootstrap(spec, config)
     _check_token_rewards(spec, config, token_reward_funcs)
     _check_kl(spec, config)
     _check_losses(config)
-
-
-def check_made(trainer: "EstimatorTrainer") -> None:
-    """Refuse what shows only once TRL has loaded the model.
-
-    Raises:
-        InputError: the message names the settings.
-    """
-    name = trainer.args.policy_loss
-    if name != TRL_LOSS and trainer.aux_loss_enabled:
-        raise InputError(
-            f"policy_loss={name!r} with a mixture of experts: TRL's own loss adds the router's auxiliary loss, "
-            "policy_loss would leave it out. Set policy_loss='trl', or router_aux_loss_coef=0.0 to do without it"
-        )
 
 
 def _asks_for(spec: Spec, name: str) -> bool:
@@ -112,8 +94,13 @@ def _check_group(spec: Spec, config: EstimatorConfig) -> None:
         )
 
 
-def _check_greedy(spec: Spec, arguments: Mapping[str, Any]) -> None:
+def _check_greedy(spec: Spec, config: EstimatorConfig, arguments: Mapping[str, Any]) -> None:
     if not _asks_for(spec, "reward_baselines"):
+        if [*changed(config, ["greedy_with_samples"])]:
+            raise InputError(
+                f"greedy_with_samples={config.greedy_with_samples} with adv_estimator={spec.name!r}, for which nothing "
+                "is decoded greedily. Drop it, or take an estimator with a greedy baseline, such as 'remax'"
+            )
         return
     for name, owner in (("environment_factory", "an environment"), ("rollout_func", "a rollout function")):
         if arguments.get(name) is not None:
@@ -127,7 +114,7 @@ def _check_greedy(spec: Spec, arguments: Mapping[str, Any]) -> None:
 def _check_critic(spec: Spec, config: EstimatorConfig, value_model: Any) -> None:
     if "values" in spec.required:
         return
-    given = [f"{name}={getattr(config, name)!r}" for name in _changed(config, _OF_THE_CRITIC)]
+    given = [f"{name}={getattr(config, name)!r}" for name in changed(config, _OF_THE_CRITIC)]
     if value_model is not None:
         given.append("value_model")
     if given:
@@ -135,12 +122,6 @@ def _check_critic(spec: Spec, config: EstimatorConfig, value_model: Any) -> None
             f"{', '.join(given)} with adv_estimator={spec.name!r}: it asks for no values, so there is no critic to use "
             "it. Drop it, or take an estimator with a critic, such as 'gae'"
         )
-
-
-def _changed(config: EstimatorConfig, names: Sequence[str]) -> Iterator[str]:
-    """Those of the fields that differ from the configuration class's own defaults."""
-    defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
-    return (name for name in names if getattr(config, name) != defaults.get(name))
 
 
 def _check_bootstrap(spec: Spec, config: EstimatorConfig) -> None:

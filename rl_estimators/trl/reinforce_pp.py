@@ -28,3 +28,7 @@ class ReinforcePPTrainer(EstimatorTrainer):
     adv_estimator: ClassVar[str] = "reinforce_pp"
     config_class: ClassVar[type[EstimatorConfig]] = ReinforcePPConfig
     _name = "REINFORCE++"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",
+        "id": "2501.03262",
+    }

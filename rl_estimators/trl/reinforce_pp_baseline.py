@@ -25,3 +25,7 @@ class ReinforcePPBaselineTrainer(EstimatorTrainer):
     adv_estimator: ClassVar[str] = "reinforce_pp_baseline"
     config_class: ClassVar[type[EstimatorConfig]] = ReinforcePPBaselineConfig
     _name = "REINFORCE++-baseline"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",
+        "id": "2501.03262",
+    }

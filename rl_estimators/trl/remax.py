@@ -45,3 +45,7 @@ class ReMaxTrainer(EstimatorTrainer):
     adv_estimator: ClassVar[str] = "remax"
     config_class: ClassVar[type[EstimatorConfig]] = ReMaxConfig
     _name = "ReMax"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language Models",
+        "id": "2310.10505",
+    }

@@ -6,7 +6,7 @@ One step of TRL's trainer, and where ours joins it:
 2. rewards become advantages                    ``_generate_and_score_completions``: replace them by ours
 3. the loss of a micro-batch                    ``_compute_loss``: a policy loss of ours; the critic learns as well
 4. an optimizer step                            ``training_step``: the critic's too; the policy waits while it warms up
-5. a checkpoint                                 the critic and its optimizer are saved and loaded with it
+5. a checkpoint                                 the critic, its optimizer and the generation batch belong to it
 """
 
 import inspect
@@ -25,7 +25,7 @@ from trl import GRPOTrainer
 
 from rl_estimators.errors import InputError
 from rl_estimators.registry import ADV_ESTIMATORS
-from rl_estimators.trl import advantages, counts, greedy, policy, refusals, upstream
+from rl_estimators.trl import advantages, counts, greedy, policy, refusals, rollouts, upstream
 from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig
 from rl_estimators.trl.critic import Critic, checkpoint, make_critic
 from rl_estimators.trl.rewards import Scored, TokenReward, token_rewards
@@ -65,6 +65,8 @@ class EstimatorTrainer(GRPOTrainer):
     config_class: ClassVar[type[EstimatorConfig]] = EstimatorConfig
     beta: float
     _tag_names: ClassVar[list[str]] = ["trl", "rl-estimators"]
+    _name = "an estimator of rl-estimators"
+    _paper: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class EstimatorTrainer(GRPOTrainer):
         bound = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs)
         config = self._config(bound.arguments)
         bound.arguments["args"] = config
-        self.estimator = ADV_ESTIMATORS.spec(config.adv_estimator or self.adv_estimator)
+        self.estimator = ADV_ESTIMATORS.spec(config.estimator_name(self.adv_estimator))
         self.estimator_options = config.estimator_options(self.estimator)
         functions = [token_reward_funcs] if callable(token_reward_funcs) else list(token_reward_funcs)
         refusals.check(self.estimator, config, bound.arguments, value_model, functions)
@@ -87,7 +89,6 @@ class EstimatorTrainer(GRPOTrainer):
         self.kl_controller = config.kl_controller()
         super().__init__(*bound.args[1:], **bound.kwargs)
         upstream.check_attributes(self)
-        refusals.check_made(self)
         if self.wants("reward_baselines") and self.use_vllm:
             greedy.check_engine(self.vllm_generation)
         if "values" in self.estimator.required:
@@ -188,8 +189,26 @@ class EstimatorTrainer(GRPOTrainer):
             self.critic.save(folder / checkpoint.FOLDER, optimizer=not self.args.save_only_model)
         super()._save_checkpoint(model, trial)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As TRL's; the critic's weights are written beside the policy's, into ``critic/``.
+
+        ``critic_model_name_or_path`` takes that folder of a separate critic. (A checkpoint has the critic already.)
+        """
+        if self.critic is not None and self.args.should_save and not _internal_call:
+            # before the policy, which may push the whole folder to the Hub
+            checkpoint.export(
+                Path(output_dir or self.args.output_dir) / checkpoint.FOLDER, self.critic.module
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.critic is not None:
+            self.critic.load_weights(Path(self.state.best_model_checkpoint) / checkpoint.FOLDER)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        rollouts.save(self, Path(output_dir))
         if self.args.kl_target is not None and self.args.should_save:
             (Path(output_dir) / _KL_FILE).write_text(json.dumps({"value": self.kl_controller.value}))
 
@@ -202,6 +221,8 @@ class EstimatorTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint_folder)
         if self.critic is not None and checkpoint_folder is not None:
             self.critic.load(Path(checkpoint_folder) / checkpoint.FOLDER)
+        if checkpoint_folder is not None:
+            rollouts.load(self, Path(checkpoint_folder))
         if self.args.kl_target is not None and checkpoint_folder is not None:
             file = Path(checkpoint_folder) / _KL_FILE
             if file.exists():  # else it is of a run without kl_target, and beta is where this one starts

@@ -31,17 +31,30 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
     "_save_optimizer_and_scheduler": ("self", "output_dir"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_get_output_dir": ("self", "trial"),
+    "_load_best_model": ("self",),
+    "save_model": ("self", "output_dir", "_internal_call"),
     "get_decay_parameter_names": ("self", "model"),
+    "get_optimizer_cls_and_kwargs": ("args", "model"),
     "create_scheduler": ("self", "num_training_steps", "optimizer"),
+    "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+    "_log_completion_extra": ("self", "column", "values"),
+    "_log_metric": ("self", "name", "value"),
+}
+# Keywords that we call these methods with.
+KEYWORDS: Mapping[str, tuple[str, ...]] = {
+    "_get_per_token_logps_and_entropies": ("batch_size", "compute_entropy", "compute_aux_loss"),
 }
 # String constants that the code of these methods must hold: keys of the batch that we read or replace.
 KEYS: Mapping[str, tuple[str, ...]] = {
     "_generate_and_score_completions": (
         *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages"),
         *("num_items_in_batch", "old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"),
+        "importance_sampling_ratio",
     ),
     "_compute_loss": ("advantages", "old_per_token_logps", "ref_per_token_logps", "tool_mask"),
 }
+# What a trainer has only while it trains, and the method whose code must read it.
+WHILE_TRAINING: Mapping[str, tuple[str, ...]] = {"training_step": ("current_gradient_accumulation_steps",)}
 ATTRIBUTES = (
     *(
         "num_generations",
@@ -53,6 +66,7 @@ ATTRIBUTES = (
     ),
     *("_metrics", "_logs", "_tokenizer", "_step", "use_vllm", "_pending_extra_logs", "_pending_metrics"),
     *("tools", "_is_vlm", "use_transformers_continuous_batching", "model_wrapped", "aux_loss_enabled"),
+    *("router_aux_loss_coef", "num_iterations", "_buffered_inputs"),
     *("_log_completion_extra", "_log_metric", "environments"),
 )
 GENERATION = {True: ("vllm_generation",), False: ("generation_config", "generation_kwargs")}  # by use_vllm
@@ -69,7 +83,7 @@ def check(trainer: type[GRPOTrainer] = GRPOTrainer) -> None:
     Raises:
         PatchError: something is not as it was reviewed; the message names each thing that changed.
     """
-    changes = [*_signature_changes(trainer), *_key_changes(trainer)]
+    changes = [*_signature_changes(trainer), *_key_changes(trainer), *_reading_changes(trainer)]
     if changes:
         raise PatchError(_message(changes))
 
@@ -121,9 +135,21 @@ def _signature_changes(trainer: type[GRPOTrainer]) -> Iterator[str]:
             continue
         parameters = inspect.signature(method).parameters
         found = tuple(parameters)[: len(expected)]
+        if _passes_on(parameters):  # as 1.14 does: by position what it has not named
+            named = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+            found = named[: len(expected)] + expected[len(named) :]
         added = [n for n, p in parameters.items() if n not in expected and p.default is p.empty and _named(p)]
         if found != expected or added:
             yield f"GRPOTrainer.{name}({', '.join(parameters)}), reviewed as ({', '.join(expected)})"
+
+        for keyword in KEYWORDS.get(name, ()):
+            if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                yield f"GRPOTrainer.{name} no longer takes {keyword}"
+
+
+def _passes_on(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds
 
 
 def _named(parameter: inspect.Parameter) -> bool:
@@ -137,6 +163,14 @@ def _key_changes(trainer: type[GRPOTrainer]) -> Iterator[str]:
         for key in keys:
             if key not in known:
                 yield f"GRPOTrainer.{name} no longer mentions the batch's {key!r}"
+
+
+def _reading_changes(trainer: type[GRPOTrainer]) -> Iterator[str]:
+    for name, attributes in WHILE_TRAINING.items():
+        code = inspect.unwrap(getattr(trainer, name, check)).__code__
+        for attribute in attributes:
+            if attribute not in code.co_names:
+                yield f"GRPOTrainer.{name} no longer reads self.{attribute}"
 
 
 def _strings(code: CodeType) -> Iterator[str]:

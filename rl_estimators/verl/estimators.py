@@ -1,17 +1,18 @@
 """Our estimators in verl's registry: verl's calling convention on one side, ours on the other.
 
 An estimator's options come from verl's configuration: ``algorithm.gamma``, ``algorithm.lam``,
-``algorithm.norm_adv_by_std_in_grpo`` (our ``norm_by_std``), and everything else from
-``+algorithm.adv_estimator_kwargs.NAME=VALUE``, which wins.
+``algorithm.norm_adv_by_std_in_grpo`` (our ``norm_by_std``), for ``gdpo`` ``algorithm.gdpo_reward_keys`` and
+``gdpo_reward_weights``, and everything else from ``+algorithm.adv_estimator_kwargs.NAME=VALUE``, which wins.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
+from rl_estimators import patching
 from rl_estimators.calls import estimate
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import collect_metrics
@@ -47,6 +48,7 @@ def as_verl(name: str) -> Callable[..., Estimate]:
     ) -> Estimate:
         given = {**batch.inputs(), **inputs, **options(ADV_ESTIMATORS.spec(name), config)}
         given |= {"token_level_rewards": token_level_rewards, "response_mask": response_mask}
+        _require_hooks(name, given)
         with collect_metrics() as metrics:
             result = estimate(name, **{"masked_rewards": "carry", **given})
         step_metrics.add(metrics)
@@ -54,6 +56,14 @@ def as_verl(name: str) -> Callable[..., Estimate]:
 
     estimator.__name__ = estimator.__qualname__ = PREFIX + name
     return estimator
+
+
+def _require_hooks(name: str, given: Mapping[str, Any]) -> None:
+    """An input is missing: it may be that what would have provided it, or have said so at start, is off."""
+    missing = [needed for needed in ADV_ESTIMATORS.spec(name).required if needed not in given]
+    if missing:
+        for hook in ("verl_need_critic", "verl_inputs"):
+            patching.require(hook, purpose=f"{PREFIX}{name}, which is missing {', '.join(missing)},")
 
 
 def spec_of(alias: str) -> Spec | None:
@@ -81,6 +91,8 @@ def options(spec: Spec, config: Any) -> dict[str, Any]:
     if spec.takes_config and config:
         found["config"] = config
     theirs = {"gamma": "gamma", "lam": "lam", "norm_by_std": "norm_adv_by_std_in_grpo"}
+    if spec.name == "gdpo":
+        theirs |= {"reward_keys": "gdpo_reward_keys", "weights": "gdpo_reward_weights"}
     for ours, key in theirs.items():
         value = config.get(key, called_with.get(key))
         if ours in spec.options and value is not None:

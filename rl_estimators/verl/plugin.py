@@ -17,13 +17,13 @@ from rl_estimators import patching
 from rl_estimators.imports import when_imported
 
 HOOKS = (  # a module of somebody else's, and what to call with it once it has been imported
-    ("hydra._internal.core_plugins", "rl_estimators.verl.presets:offer"),
     ("verl.plugin.platform", "rl_estimators.verl.platform:register"),
     ("verl.trainer.ppo.core_algos", "rl_estimators.verl.estimators:offer"),
     ("verl.trainer.ppo.core_algos", "rl_estimators.verl.policy_losses:offer"),
     ("verl.workers.rollout.base", "rl_estimators.verl.rollout:register_adapter"),
     ("verl.workers.rollout.replica", "rl_estimators.verl.rollout:register_replica"),
 )
+PRESETS = ("hydra._internal.core_plugins", "rl_estimators.verl.presets:offer")
 failures: list[str] = []
 
 
@@ -34,6 +34,8 @@ def load() -> None:
     patches = importlib.import_module("rl_estimators.patches").VERL  # by name: nothing imports patches
     for patch in patches:
         patching.install(patch)
+    module, target = PRESETS  # after the patches, as they ask whether one is in force
+    when_imported(module, functools.partial(_call, target))
     if unknown := patching.disabled() - {"all", *(patch.name for patch in patches)}:
         known = ", ".join(patch.name for patch in patches)
         print(

@@ -12,17 +12,24 @@ from collections.abc import Mapping
 from importlib import resources
 from types import ModuleType
 
+from rl_estimators import patching
+
 __all__ = ["GROUP", "offer", "texts"]
 
 GROUP = "algorithm"
 
 
 def offer(module: ModuleType) -> None:
-    """Put the presets into Hydra's store.
+    """Put the presets into Hydra's store, unless nobody would read what they say of losses.
+
+    Without the hook ``verl_need_critic`` a preset would be accepted and its losses not be trained with; Hydra refuses
+    a preset that it cannot find.
 
     Called when Hydra looks for its plugins, which it does before it composes anything. All of verl's processes import
     Hydra and few set it up; the presets take 10 ms to read.
     """
+    if not patching.in_force("verl_need_critic"):
+        return
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 

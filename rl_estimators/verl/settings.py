@@ -20,13 +20,12 @@ from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
 from rl_estimators.verl import core_algos, named_options, policy_losses, presets, value_loss
 from rl_estimators.verl.estimators import PREFIX
-from rl_estimators.verl.trainers import is_experimental
+from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
 
 __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
 
 KEY = "rl_estimators"
 _MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
-_EXTERNAL = "actor_rollout_ref.model.external_lib"
 _TARGET = "actor_rollout_ref.actor.policy_loss._target_"
 _STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
 _STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
@@ -88,6 +87,7 @@ def read(config: Any) -> Settings:
         UnknownNameError: no loss has that name.
         InputError: anything else that does not fit; the message names the full key.
     """
+    _refuse_misspelt(config)
     losses = {
         key: _read_loss(config, key, loss)
         for key, loss in _schema(config.get(KEY)).items()
@@ -118,6 +118,13 @@ def apply(config: Any, use_critic: bool | None = None) -> Settings:
     else:
         _check_mode(config)
     return settings
+
+
+def _refuse_misspelt(config: Any) -> None:
+    """Hydra adds any key at all, and nobody would read a node that is called nearly like ours."""
+    for key in config:
+        if key != KEY and did_you_mean(str(key), [KEY]):
+            raise InputError(f"{key}: no such key.{did_you_mean(str(key), [KEY])}")
 
 
 def _schema(node: Any) -> dict[str, Any]:
@@ -269,11 +276,13 @@ def _check_mode(config: Any) -> None:
 
     mode = OmegaConf.select(config, _MODE)  # verl calls need_critic with partial configurations, too
     known = core_algos.policy_losses()
-    if not isinstance(mode, str) or OmegaConf.select(config, _EXTERNAL) is not None:
+    if not isinstance(mode, str) or loads_more(config):
         return  # what a worker will import may register it
-    if mode not in known and (mode.startswith(PREFIX) or did_you_mean(mode, POLICY_LOSSES.names())):
+    like_ours = mode.startswith(PREFIX) or did_you_mean(mode, POLICY_LOSSES.names())
+    if mode not in known and (is_complete(config) or like_ours):
         raise UnknownNameError(
-            f"{_MODE}={mode}: no such policy loss.{did_you_mean(mode, known)} Known: {', '.join(sorted(known))}."
+            f"{_MODE}={mode}: no such policy loss.{did_you_mean(mode, known)} Known: {', '.join(sorted(known))}. One of "
+            f"yours is known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or {EXTERNAL_LIB}"
         )
     name = policy_losses.name_of(mode)  # somebody else's name is somebody else's to check
     if name is not None:

@@ -1,6 +1,5 @@
 """Said at start rather than after the first rollout: what the configuration asks for and cannot get."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
-from rl_estimators.verl import core_algos, greedy, named_options
+from rl_estimators.verl import combinations, core_algos, greedy, named_options
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
-from rl_estimators.verl.trainers import is_experimental
+from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
 
 __all__ = ["prepare"]
 
@@ -30,8 +29,9 @@ def prepare(config: Any) -> bool:
         Whether the estimator needs a critic.
 
     Raises:
-        UnknownNameError: no estimator has that name, and it is close to one of ours.
-        InputError: an input cannot be provided under this configuration, or an option does not fit.
+        UnknownNameError: no estimator has that name.
+        InputError: an input cannot be provided under this configuration, or an option does not fit, or a setting would
+            have no effect.
         PatchError: a hook that the estimator needs is not in force.
     """
     algorithm = config.get("algorithm")
@@ -39,32 +39,61 @@ def prepare(config: Any) -> bool:
     if name is None:
         return False
     name = core_algos.estimator_name(name)
-    _refuse_unknown(name)
+    _refuse_unknown(name, config)
+    _refuse_unread(name, algorithm)
     spec = spec_of(name)
     if is_experimental(config):
         _refuse_greedy(name, spec)
     elif config.get("trainer") is not None:
         greedy.check(config)  # also for verl's own remax
     if spec is None:  # verl's own, or somebody else's: they know what else it needs
-        if algorithm.get(OPTIONS_KEY) and f"{PREFIX}{name}" in core_algos.estimators():
-            raise InputError(
-                f"algorithm.{OPTIONS_KEY} is set and {_KEY}={name} is verl's own, which does not read it; "
-                f"ours is {PREFIX}{name}"
-            )
         return False
     _check_inputs(name, spec, config)
     _check_options(name, spec, config)
+    combinations.check(name, spec, config, options(spec, algorithm))
     return "values" in spec.required
 
 
-def _refuse_unknown(name: str) -> None:
-    """A name that nobody has may be a trainer's own; one that looks like ours is a slip."""
+def _refuse_unknown(name: str, config: Any) -> None:
+    """A name that nobody has may be another trainer's own; in verl's own trainers, or if like ours, it is a slip."""
     known = core_algos.estimators()
+    if name in known:
+        return
     ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
-    if name not in known and (name.startswith(PREFIX) or difflib.get_close_matches(name, ours, n=1)):
+    nobodys = is_complete(config) and not loads_more(config)
+    if nobodys or name.startswith(PREFIX) or did_you_mean(name, ours):
         raise UnknownNameError(
-            f"{_KEY}={name}: no such estimator.{did_you_mean(name, ours)} Known: {', '.join(sorted(known))}."
+            f"{_KEY}={name}: no such estimator.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. One of "
+            f"yours is known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or {EXTERNAL_LIB}"
         )
+
+
+def _refuse_unread(name: str, algorithm: Any) -> None:
+    """Options that nobody reads: verl's own estimators read none, and ours none under a misspelt key.
+
+    An estimator that somebody else registered with verl may read any key.
+    """
+    function = core_algos.estimators().get(name)
+    verls = str(getattr(function, "__module__", "")).startswith("verl.")
+    if not verls and spec_of(name) is None:
+        return
+    for key in algorithm:
+        if key not in (OPTIONS_KEY, "adv_estimator") and did_you_mean(str(key), [OPTIONS_KEY]):
+            raise InputError(f"algorithm.{key}: no such key.{did_you_mean(str(key), [OPTIONS_KEY])}")
+    if verls and algorithm.get(OPTIONS_KEY):
+        ours = _counterpart(name)
+        raise InputError(
+            f"algorithm.{OPTIONS_KEY} is set and {_KEY}={name} is verl's own, which does not read it; "
+            + (f"ours is {ours}" if ours else "there is none of ours in its place: remove the options")
+        )
+
+
+def _counterpart(name: str) -> str | None:
+    """Ours of the same algorithm as verl's ``name``."""
+    own = name.replace("reinforce_plus_plus", "reinforce_pp").removesuffix("_vectorized")
+    if own not in ADV_ESTIMATORS.names():
+        return None
+    return own if spec_of(own) is not None else PREFIX + own
 
 
 def _refuse_greedy(name: str, spec: Spec | None) -> None:
@@ -83,9 +112,7 @@ def _check_inputs(name: str, spec: Spec, config: Any) -> None:
         if needed in _PROVIDED and not _PROVIDED[needed](config):
             raise InputError(_cannot(name, needed))
     v1 = config.trainer.get("use_v1", True)
-    if "reward_components" in asked and (
-        v1 or not (config.algorithm.get(OPTIONS_KEY) or {}).get("reward_keys")
-    ):
+    if "reward_components" in asked and (v1 or not options(spec, config.algorithm).get("reward_keys")):
         raise InputError(_cannot(name, "reward_components"))
     if set(asked) - _HANDED_OVER:
         patching.require("verl_inputs", purpose=f"{_KEY}={name}")

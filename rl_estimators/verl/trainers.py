@@ -2,7 +2,9 @@
 
 from typing import Any
 
-__all__ = ["is_experimental"]
+__all__ = ["EXTERNAL_LIB", "is_complete", "is_experimental", "loads_more"]
+
+EXTERNAL_LIB = "actor_rollout_ref.model.external_lib"
 
 
 def is_experimental(config: Any) -> bool:
@@ -13,3 +15,16 @@ def is_experimental(config: Any) -> bool:
     ``init_model``, which both of them call.
     """
     return config.get("rollout") is not None
+
+
+def is_complete(config: Any) -> bool:
+    """Whether it is a whole configuration of ``main_ppo``, for verl's own trainers, and no part of one."""
+    sections = ("trainer", "algorithm", "actor_rollout_ref", "data")
+    return all(config.get(name) is not None for name in sections) and not is_experimental(config)
+
+
+def loads_more(config: Any) -> bool:
+    """Whether verl will import a module of the user's later than now, which may register anything."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(config, EXTERNAL_LIB) is not None

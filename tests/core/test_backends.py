@@ -134,12 +134,20 @@ def test_a_response_that_is_not_finite_is_excluded(backend):
 
 
 @each_backend
-def test_a_sum_that_overflows_is_no_input_that_is_not_finite(backend):
-    """Excluding it would hide it: 2e38 + 2e38 is beyond fp32, and the estimate says so."""
-    x = torch.full((1, 3), 2e38)
-    with backends.use_backend(backend):
-        rows = backends.gae(x, torch.zeros(1, 3), torch.ones(1, 3), None, 1.0, 1.0).rows
-    assert rows.number.tolist() == [3]
+def test_a_sum_that_overflows_is_excluded_and_counted(backend):
+    """2e38 + 2e38 is beyond fp32 and not beyond fp64; 1e38 + 1e38 is within both."""
+    x, mask, zero = torch.tensor([[2e38, 2e38], [1e38, 1e38]]), torch.ones(2, 2), torch.zeros(2, 2)
+    with backends.use_backend(backend), rl_estimators.collect_metrics() as metrics:
+        found = [
+            backends.gae(x, zero, mask, None, 1.0, 1.0).rows,
+            backends.returns(x, mask, 1.0).rows,
+            backends.returns(x, mask, 1.0, torch.zeros(2)).rows,
+            backends.scores(x, mask),
+        ]
+        wide = backends.scores(x.double(), mask)
+    assert [rows.number.tolist() for rows in found] == [[0, 2]] * 4
+    assert metrics["excluded_responses"] == 4
+    assert wide.number.tolist() == [2, 2]
 
 
 @each_backend

@@ -292,3 +292,23 @@ def test_the_decorator_keeps_the_function():
     with pytest.raises(InputError, match="function: b=5 contradicts compat='theirs', which has 3; drop one"):
         function(1, 5, compat="theirs")
     assert function(1, 3, compat="theirs") == (1, 3)
+
+
+@pytest.mark.parametrize("whitening", [{}, {"ddof": 1}, {"ddof": 1, "eps": 1e-8}])
+def test_a_mapping_that_says_the_same_agrees(whitening):
+    batch = drawn(0)
+    got = ours("reinforce_pp", batch, compat="verl", whitening=whitening)
+    assert torch.equal(got.advantages, ours("reinforce_pp", batch, compat="verl").advantages)
+
+
+@pytest.mark.parametrize(
+    ("whitening", "message"),
+    [
+        ({"ddof": 0}, r"reinforce_pp: whitening=\{'ddof': 0\} contradicts compat='verl'"),
+        ({"ddofs": 1}, "reinforce_pp: a name in whitening is 'ddofs'.*Did you mean 'ddof'"),
+        ({"ddof": 2}, r"reinforce_pp: whitening: ddof is 2, expected a number in \[0, 1\]"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_named(whitening, message):
+    with pytest.raises(InputError, match=message):
+        ours("reinforce_pp", drawn(0), compat="verl", whitening=whitening)

@@ -160,3 +160,24 @@ def test_a_group_of_one_gets_nothing(name):
     if name not in ("reinforce_pp_baseline",):  # over tokens the batch's mean is subtracted from it as well
         assert (one[4] == 0).all()
     assert torch.equal(one, other)
+
+
+@each
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_score_beyond_its_dtype_is_as_one_that_is_not_finite(name, backend):
+    """3e38 + 3e38 in fp32: both numbers are finite, their sum is not; the response is left out, and counted."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    inputs = batch(np.ones((6, 2)), torch.float32) | {"truncated": None, "bootstrap_values": None}
+    found = []
+    for score in (3e38, math.nan):
+        rewards = inputs["token_level_rewards"].clone()
+        rewards[0] = score
+        with rl_estimators.collect_metrics() as metrics:
+            found.append(
+                rl_estimators.estimate(name, **inputs | {"token_level_rewards": rewards}, backend=backend)
+            )
+        assert metrics["excluded_responses"] == 1
+    same(*found)
+    assert (found[0].advantages[0] == 0).all()
+    assert found[0].advantages.isfinite().all()

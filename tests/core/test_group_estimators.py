@@ -793,3 +793,27 @@ def test_grpo_without_compat_is_neither():
 def test_grpo_options_that_contradict_compat(options, message):
     with pytest.raises(InputError, match=message):
         run("grpo", [1, 3], ["a", "a"], **options)
+
+
+def test_grpo_over_the_batchs_standard_deviation():
+    """Scores 0, 2 | 1, 1 | 5, 7: the batch's mean is 16/6, its variance sum((s - 16/6)^2) / 5 = (80 - 256/6) / 5."""
+    scores = torch.tensor([[0.0], [2.0], [1.0], [1.0], [5.0], [7.0]], dtype=torch.float64)
+    given = {"token_level_rewards": scores, "response_mask": torch.ones(6, 1), "index": list("aabbcc")}
+    std = ((80 - 256 / 6) / 5) ** 0.5
+    expected = torch.tensor([-1.0, 1.0, 0.0, 0.0, -1.0, 1.0], dtype=torch.float64)[:, None]
+    for more in ({}, {"arithmetic": "trl"}):
+        found = rl_estimators.estimate("grpo", **given, std_over="batch", epsilon=0.25, **more).advantages
+        torch.testing.assert_close(found, expected / (std + 0.25))
+    same = {**given, "token_level_rewards": torch.full((6, 1), 0.9)}
+    assert (rl_estimators.estimate("grpo", **same, std_over="batch").advantages == 0).all()
+
+
+def test_grpo_knows_two_standard_deviations():
+    with pytest.raises(InputError, match=r"std_over is 'world'"):
+        rl_estimators.estimate(
+            "grpo",
+            token_level_rewards=torch.ones(2, 1),
+            response_mask=torch.ones(2, 1),
+            index=["a", "a"],
+            std_over="world",
+        )

@@ -341,8 +341,8 @@ def drawn(seed, width=40, share=0.25, rows=5, **options):
 
 
 def test_the_draw_has_the_asked_number_of_tokens():
-    """A quarter of 200 valid tokens; 0.0199 * 200 = 3.98 is rounded down; a share of 0 draws one."""
-    for share, number in ((0.25, 50), (0.0199, 3), (0.0, 1), (1.0, 200)):
+    """A quarter of 200 valid tokens; 0.0199 * 200 = 3.98 is rounded down, 0.001 * 200 up to one; 0 draws none."""
+    for share, number in ((0.25, 50), (0.0199, 3), (0.001, 1), (0.0, 0), (1.0, 200)):
         chosen, metrics = drawn(0, share=share)
         assert chosen.sum() == number
         assert metrics["cov_frac"].item() == pytest.approx(number / 200)
@@ -503,6 +503,24 @@ def test_micro_batches_choose_for_themselves(name):
     for row in range(4):
         part = {field: tensor[row : row + 1] for field, tensor in inputs.items()}
         assert run(name, part, **options)[2]["cov_frac"].item() == pytest.approx(1 / 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "off", "plain"),
+    [
+        ("kl_cov", {"kl_cov_ratio": 0}, "importance_sampling"),
+        ("clip_cov", {"clip_cov_ratio": 0.0, "clip_cov_lb": -100.0, "clip_cov_ub": 100.0}, "importance_sampling"),
+    ],
+)  # fmt: skip
+def test_a_share_of_0_chooses_nothing(name, off, plain):
+    """What is left is the surrogate without a clip: on-policy ratios of 1 lie within clip_cov's [0, 2]."""
+    inputs = batch("choosing", np.ones((4, 10), bool))
+    inputs["old_log_prob"] = inputs["log_prob"].clone()
+    loss, slope, metrics = run(name, inputs, **off)
+    assert metrics["cov_frac"] == 0
+    wanted_loss, wanted_slope, _ = run(plain, inputs)
+    close(loss, wanted_loss)
+    close(slope, wanted_slope)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (2, 5)])

@@ -14,6 +14,8 @@ import critics
 import toy
 from accelerate.utils import gather
 
+from rl_estimators.trl import rollouts
+
 ROWS = 8
 CASES = {
     "separate": {},
@@ -59,6 +61,7 @@ def trained(model, folder, **fields):
         "gradient_accumulation_steps": 2,
         "save_strategy": "steps",
         "save_steps": 3,
+        "num_iterations": 2,  # 6 micro-batches are in the middle of the second generation batch
         **fields,
     }
     run = toy.train(critics.PPOTrainer, critics.config(folder, **fields), model)
@@ -66,11 +69,16 @@ def trained(model, folder, **fields):
     again.critic.create_scheduler(3)
     torch.distributed.barrier()  # only the first process writes
     again.critic.load(folder / "checkpoint-3" / "critic")
+    rollouts.load(again, folder / "checkpoint-3")
+    batches = [
+        [part["completion_ids"] for part in trainer._buffered_inputs] for trainer in (run.trainer, again)
+    ]
     found = {}
     for trainer in (run.trainer, again):
         for name, p in trainer.critic.module.named_parameters():
             found.setdefault(name, []).append(gather(p.detach()[None].contiguous()))
-    return {"weights": found, "values": run.column("critic/values_mean")}
+    steps = (run.trainer._step, again._step)
+    return {"weights": found, "values": run.column("critic/values_mean"), "batches": batches, "steps": steps}
 
 
 def main():

@@ -14,7 +14,7 @@ import toy  # noqa: E402
 import yaml  # noqa: E402
 from trl import GRPOConfig, TrlParser  # noqa: E402
 
-from rl_estimators import register_adv_est  # noqa: E402
+from rl_estimators import list_policy_loss, policy_loss, register_adv_est  # noqa: E402
 from rl_estimators.errors import InputError, UnknownNameError  # noqa: E402
 from rl_estimators.registry import ADV_ESTIMATORS  # noqa: E402
 from rl_estimators.trl import (  # noqa: E402
@@ -137,12 +137,79 @@ def made(cls=EstimatorConfig, **fields):
             "adv_estimator_kwargs is 'compat=trl', expected options by name, for example {\"epsilon\": 1e-4}",
         ),
         (
-            {"adv_estimator": "grpo", "scale_rewards": "batch"},
-            "scale_rewards='batch': here adv_estimator decides; 'reinforce_pp_baseline' divides by the batch's",
+            {"adv_estimator": "rloo", "scale_rewards": "batch"},
+            "scale_rewards='batch' with adv_estimator='rloo', which does not divide by the batch's standard deviation",
         ),
         (
-            {"adv_estimator": "rloo", "scale_rewards": "none"},
-            "scale_rewards='none' is set, but adv_estimator 'rloo' has no norm_by_std",
+            {"adv_estimator": "reinforce_pp", "scale_rewards": "none"},
+            "scale_rewards='none' is set, but adv_estimator 'reinforce_pp' has no norm_by_std",
+        ),
+        (
+            {"adv_estimator": "gae", "scale_rewards": "none"},
+            "scale_rewards='none' is set, but adv_estimator 'gae' has no norm_by_std",
+        ),
+        (
+            {"policy_loss": "reinforce", "epsilon": 0.3},
+            "epsilon=0.3: policy_loss 'reinforce' has no clip_ratio; drop it",
+        ),
+        (
+            {"policy_loss": "sapo", "sapo_temperature_pos": 2.0},
+            "sapo_temperature_pos=2.0 with policy_loss='sapo': only TRL's own loss (policy_loss='trl') reads it; "
+            "set policy_loss_kwargs={'tau_pos': 2.0} instead",
+        ),
+        (
+            {"policy_loss": "sapo", "sapo_temperature_neg": 2.0},
+            "set policy_loss_kwargs={'tau_neg': 2.0} instead",
+        ),
+        (
+            {"policy_loss": "ppo_clip", "sapo_temperature_pos": 2.0},
+            "sapo_temperature_pos=2.0 with policy_loss='ppo_clip': only TRL's own loss (policy_loss='trl') reads it; "
+            "set loss_agg_mode and policy_loss_kwargs instead",
+        ),
+        *(
+            (
+                {"policy_loss": "ppo_clip", name: 0.5},
+                f"{name}=0.5 with policy_loss='ppo_clip': only TRL's own",
+            )
+            for name in ("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg")
+        ),
+        (
+            {"kl_in_reward": True, "beta": 0.1, "use_bias_correction_kl": False},
+            "use_bias_correction_kl=False with kl_in_reward=True: it corrects the KL divergence in the loss",
+        ),
+        ({"kl_penalty": "k2"}, "kl_penalty='k2' without kl_in_reward=True does nothing: set it, or drop"),
+        (
+            {"kl_in_reward": True, "beta": 0.1, "kl_horizon": 5.0},
+            "kl_horizon=5.0 without kl_target does nothing: set it, or drop kl_horizon",
+        ),
+        (
+            {"kl_in_reward": True, "beta": 0.1, "kl_target": 0.1, "kl_horizon": 0.0},
+            "EstimatorConfig: kl_horizon is 0.0, expected a number above 0",
+        ),
+        (
+            {"kl_in_reward": True, "beta": 0.1, "kl_target": -0.1},
+            "EstimatorConfig: kl_target is -0.1, expected a number above 0",
+        ),
+        (
+            {"critic": "shared", "critic_micro_batch_size": 4},
+            "critic='shared' reads the policy's own forward pass, so critic_micro_batch_size=4 would set nothing",
+        ),
+        (
+            {"policy_loss": "reinforce", "num_iterations": 2},
+            "num_iterations=2 with policy_loss='reinforce', which has no ratio: it would learn from completions of "
+            "older weights as if they were its own. Set num_iterations to 1, or take a policy loss with a ratio: "
+            "'cispo', 'clip_cov', 'gmpo', 'gspo', 'importance_sampling', 'kl_cov', 'ppo_clip', 'sapo'",
+        ),
+        ({"policy_loss": "gpg", "num_iterations": 2}, "num_iterations=2 with policy_loss='gpg'"),
+        (
+            {"policy_loss": "gpg", "gradient_accumulation_steps": 2, "steps_per_generation": 4},
+            "steps_per_generation=4 (or the generation_batch_size that makes it so) and "
+            "gradient_accumulation_steps=2 with policy_loss='gpg', which has no ratio",
+        ),
+        (
+            {"policy_loss": "gpg", "gradient_accumulation_steps": 4, "steps_per_generation": 3},
+            "steps_per_generation=3 (or the generation_batch_size that makes it so) and "
+            "gradient_accumulation_steps=4 with policy_loss='gpg'",
         ),
         (
             {
@@ -153,8 +220,8 @@ def made(cls=EstimatorConfig, **fields):
             "adv_estimator 'gdpo': weights is [1.0, 3.0] among its options, but reward_weights says [1.0, 2.0]",
         ),
         (
-            {"multi_objective_aggregation": "normalize_then_sum"},
-            "multi_objective_aggregation='normalize_then_sum' is TRL's own advantage; here adv_estimator decides",
+            {"adv_estimator": "rloo", "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation='normalize_then_sum' with adv_estimator='rloo': only 'grpo' and 'gdpo'",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -212,6 +279,62 @@ def test_trls_clip_ratios_are_those_of_our_losses():
     assert made(policy_loss="ppo_clip", epsilon=0.1).policy_loss_options()["clip_ratio_high"] == 0.1
     config = made(policy_loss="ppo_clip", epsilon=0.1, policy_loss_kwargs={"clip_ratio_low": 0.05})
     assert config.policy_loss_options() == {"clip_ratio_low": 0.05, "clip_ratio_high": 0.1}
+
+
+@pytest.mark.parametrize("name", sorted(list_policy_loss()))
+def test_which_losses_have_a_ratio(name):
+    """Those without have the same gradient whatever the old policy was; they are refused several updates a batch."""
+    tensors = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)).double()
+    gradients = []
+    for shift in (0.0, 0.7):
+        new = tensors[0].clone().requires_grad_()
+        old = tensors[0] - shift * tensors[1]
+        loss, _ = policy_loss(
+            name, old_log_prob=old, log_prob=new, advantages=tensors[2], response_mask=torch.ones(6, 5)
+        )
+        gradients.append(torch.autograd.grad(loss, new)[0])
+    several = {"policy_loss": name, "num_iterations": 2}
+    if torch.allclose(*gradients):
+        with pytest.raises(InputError, match="has no ratio"):
+            made(**several)
+    else:
+        assert made(**several).num_iterations == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_several_generations_to_an_update_are_on_policy(steps):
+    fields = {"gradient_accumulation_steps": 4, "steps_per_generation": steps, "num_generations": 2}
+    assert made(policy_loss="reinforce", **fields).steps_per_generation == steps
+
+
+def test_a_default_of_the_class_gives_way():
+    """One field changed: what the others are by default is nobody's contradiction; what a user sets is."""
+    assert made(PPOConfig, value_loss="mse").value_loss_options() == {}
+    config = made(PPOConfig, adv_estimator="mc")
+    assert config.estimator_options(ADV_ESTIMATORS.spec("mc")) == {"gamma": 1.0}
+    with pytest.raises(InputError, match="cliprange_value is set, but value_loss 'mse' has no"):
+        made(PPOConfig, value_loss="mse", cliprange_value=0.3)
+    with pytest.raises(InputError, match="lam is set, but adv_estimator 'mc' has no lam"):
+        made(PPOConfig, adv_estimator="mc", lam=0.9)
+
+
+@pytest.mark.parametrize("name", ["rloo", "opo", "remax", "reinforce"])
+def test_unscaled_as_they_are(name):
+    config = made(adv_estimator=name, scale_rewards="none")
+    assert config.estimator_options(ADV_ESTIMATORS.spec(name)) == {}
+
+
+def test_whitening_scales():
+    options = {"whiten": False}
+    config = made(adv_estimator="gae", scale_rewards="none", adv_estimator_kwargs=options)
+    assert config.estimator_options(ADV_ESTIMATORS.spec("gae")) == options
+    with pytest.raises(InputError, match="scale_rewards='none' is set"):
+        made(adv_estimator="reinforce", scale_rewards="none", adv_estimator_kwargs={"whiten": True})
+
+
+def test_a_separate_critic_weighs_in_full():
+    """TRL's .1 was for a sum of both losses; Adam takes the factor out again, but for gradient clipping."""
+    assert (made(PPOConfig).critic, made(PPOConfig).vf_coef) == ("separate", 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- one completion a prompt

@@ -9,10 +9,14 @@ pytestmark = pytest.mark.trl
 pytest.importorskip("trl")
 
 import critics  # noqa: E402
+import huggingface_hub  # noqa: E402
 import torch  # noqa: E402
 import toy  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import (  # noqa: E402
+    Adafactor,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     TrainerCallback,
@@ -144,6 +148,45 @@ def test_it_starts_from_a_path_and_from_a_checkpoints_critic(tiny, tmp_path):
     assert torch.equal(again.critic.values(critics.batch())[0], expected)
 
 
+def head_of_others(folder, *names):
+    """A critic's folder, its head stored under other names."""
+    file = folder / "critic" / "model.safetensors"
+    weights = load_file(file)
+    head = {name: weights.pop(f"v_head.{own}") for name, own in zip(names, ("weight", "bias"), strict=True)}
+    save_file(weights | head, file, metadata={"format": "pt"})
+    return str(folder / "critic")
+
+
+def test_a_head_that_cannot_be_read_is_not_lost(tiny, tmp_path):
+    critics.make(tmp_path, tiny).critic.save(tmp_path / "critic", optimizer=False)
+    name = head_of_others(tmp_path, "v_head.summary.weight", "v_head.summary.bias")
+    with pytest.raises(
+        InputError,
+        match=r"critic' has a value head \(v_head.summary.bias, v_head.summary.weight\) .*v_head.weight \(1, 64\)",
+    ):
+        critics.make(tmp_path, tiny, critic_model_name_or_path=name)
+
+
+def test_a_critic_on_the_hub_keeps_its_head(tiny, tmp_path, monkeypatch):
+    """A repository is a folder in the Hub's cache, as a download leaves it."""
+    trainer = critics.make(tmp_path, tiny)
+    critics.randomised(trainer.critic.module)
+    snapshot = tmp_path / "hub" / "models--someone--critic" / "snapshots" / "0123abc"
+    trainer.critic.save(snapshot, optimizer=False)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+    for owner in (transformers.utils.hub, huggingface_hub.constants):
+        for constant in ("TRANSFORMERS_CACHE", "HF_HUB_CACHE"):
+            if hasattr(owner, constant):
+                monkeypatch.setattr(owner, constant, str(tmp_path / "hub"))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # the environment may be read too late
+    again = critics.make(tmp_path, tiny, critic_model_name_or_path="someone/critic")
+    assert torch.equal(again.critic.module.v_head.weight, trainer.critic.module.v_head.weight)
+    assert again.critic.module.v_head.weight.any()
+
+
 def test_a_path_of_another_vocabulary_is_refused(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny)
     model.resize_token_embeddings(100)
@@ -223,6 +266,40 @@ def test_it_steps_as_adamw_does(tiny, tmp_path):
             p, old[name] * (1 - 0.01 * decay) - 0.01 * g / (g.abs() + 1e-3), rtol=1e-4, atol=1e-6
         )
     assert not critics.gradients(module)
+
+
+@pytest.mark.parametrize(
+    ("optim", "kind"),
+    [
+        ("adamw_torch", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("adagrad", torch.optim.Adagrad),
+        ("rmsprop", torch.optim.RMSprop),
+        ("adafactor", Adafactor),
+    ],
+)
+def test_it_has_the_policys_kind_of_optimizer(tiny, tmp_path, optim, kind):
+    run = toy.train(critics.PPOTrainer, critics.config(tmp_path, optim=optim, max_steps=1), tiny)
+    updates = run.trainer.critic.updates
+    assert type(updates.optimizer) is kind
+    assert type(run.trainer.optimizer.optimizer) is kind
+    assert {group["lr"] for group in updates.optimizer.param_groups} == {3e-3}
+    assert run.trainer.critic.module.v_head.weight.abs().max() > 0
+
+
+def test_it_steps_as_sgd_does(tiny, tmp_path):
+    """First step of SGD with weight decay, which optim_args' momentum leaves alone: p - lr (g + wd p)."""
+    fields = {"optim": "sgd", "optim_args": "momentum=0.5", "weight_decay": 0.1, "max_grad_norm": 0.0}
+    trainer = critics.make(tmp_path, tiny, critic_learning_rate=0.01, **fields)
+    module, found = critics.randomised(trainer.critic.module), critics.batch()
+    old = {name: p.detach().clone() for name, p in module.named_parameters()}
+    gradient = learn(trainer, found, [slice(0, 5)])
+    trainer.critic.step()
+    assert {group["momentum"] for group in trainer.critic.updates.optimizer.param_groups} == {0.5}
+    for name, p in module.named_parameters():
+        decay = 0.0 if "bias" in name or "norm" in name else 0.1
+        expected = old[name] - 0.01 * (gradient[name] + decay * old[name])
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_its_learning_rate_follows_the_policys_schedule(tiny, tmp_path):

@@ -34,6 +34,14 @@ CASES = {
         "max_steps": 8,
         "save_steps": 4,
     },
+    "between_two_generations": {
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 4,
+        "num_iterations": 2,
+        "max_steps": 8,
+        "save_steps": 3,
+    },
+    "ppos_four_passes": {"num_iterations": 4, "max_steps": 9},
 }
 
 
@@ -91,6 +99,42 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, fields):
     # Else the comparison would say nothing: both went on from there.
     now = whole.critic.module.state_dict()
     assert any(not torch.equal(now[name], critic_then[name]) for name in critic_then)
+
+
+# ------------------------------------------------------------------------------------------------- outside checkpoints
+
+
+@pytest.mark.parametrize("fields", [{}, {"critic": "shared"}], ids=["separate", "shared"])
+def test_the_best_policy_has_its_critic(tiny, tmp_path, fields):
+    """By a metric that grows with each step, and should not, the first step is the best."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_step", "eval_strategy": "steps"}
+    best |= {"eval_steps": 1, "save_steps": 1, "max_steps": 3, "greater_is_better": False}
+
+    trainer = make(tmp_path, tiny, **best, **fields)
+    trainer.evaluate = lambda *_, **__: {"eval_step": trainer.state.global_step}
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    first, last = (load_file(tmp_path / f"checkpoint-{n}" / "critic" / "model.safetensors") for n in (1, 3))
+    equal(dict(trainer.critic.module.state_dict()), first)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+def test_save_model_writes_the_critic(saved, tiny, tmp_path):
+    """Beside the policy's weights, not in place of what is in the folder; and a new critic starts from it."""
+    trainer = make(tmp_path, tiny, max_steps=1, save_strategy="no")
+    trainer.train()
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "critic" / "notes").touch()
+    trainer.save_model()
+    names = {"model.safetensors", "config.json", "notes"}
+    assert {file.name for file in (tmp_path / "critic").iterdir()} == names
+    assert (tmp_path / "model.safetensors").is_file()
+    equal(load_file(tmp_path / "critic" / "model.safetensors"), dict(trainer.critic.module.state_dict()))
+    again = make(tmp_path / "again", tiny, critic_model_name_or_path=str(tmp_path / "critic"))
+    assert trainer.critic.module.v_head.weight.any()
+    equal(dict(again.critic.module.state_dict()), dict(trainer.critic.module.state_dict()))
+    again.save_model(tmp_path / "other")
+    assert (tmp_path / "other" / "critic" / "model.safetensors").is_file()
 
 
 def test_what_a_checkpoint_holds(saved, tiny):

@@ -66,3 +66,13 @@ def test_a_run_keeps_one_critic_and_loads_it(runs, case):
         assert torch.equal(whole[0], whole[1]), name
         assert torch.equal(whole, resumed), name
     assert found["values"][-1] != 0
+
+
+@pytest.mark.parametrize("case", ["separate", "shared"])
+def test_each_process_goes_on_with_its_own_completions(runs, case):
+    first, second = (run["trained"][case] for run in runs[1:])
+    for found in (first, second):
+        before, after = found["batches"]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert found["steps"] == (6, 6)
+    assert not all(torch.equal(*pair) for pair in zip(first["batches"][1], second["batches"][1], strict=True))

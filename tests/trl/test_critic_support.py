@@ -20,13 +20,22 @@ from rl_estimators.trl.critic import support  # noqa: E402
 def trainer():
     """As much of a trainer as the checks read; one that passes them."""
     args = SimpleNamespace(
-        critic="separate", critic_model_name_or_path=None, lr_scheduler_type="linear", torch_compile=False
+        critic="separate",
+        critic_model_name_or_path=None,
+        lr_scheduler_type="linear",
+        torch_compile=False,
+        optim="adamw_torch",
     )
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.MULTI_GPU, parallelism_config=None, mixed_precision="bf16"
     )
     found = SimpleNamespace(
-        args=args, accelerator=accelerator, processing_class=None, model=torch.nn.Linear(1, 1)
+        args=args,
+        accelerator=accelerator,
+        processing_class=None,
+        model=torch.nn.Linear(1, 1),
+        optimizer=None,
+        lr_scheduler=None,
     )
     support.check(found, None)
     return found
@@ -62,6 +71,26 @@ def test_schedules_of_a_metric(trainer, name):
         InputError, match=rf"lr_scheduler_type='{name}' follows a metric of the policy.*'linear'"
     ):
         support.check(trainer, None)
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "lomo", "adamw_8bit", "schedule_free_adamw"])
+def test_optimizers_that_cannot_be_made_twice(trainer, name):
+    trainer.args.optim = name
+    with pytest.raises(
+        InputError, match=rf"optim='{name}' with a critic.* choose one of adamw_torch, .*adafactor"
+    ):
+        support.check(trainer, None)
+
+
+@pytest.mark.parametrize("given", ["optimizer", "scheduler"])
+def test_an_optimizer_of_the_users(tiny, tmp_path, given):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizers = (optimizer, None) if given == "optimizer" else (None, scheduler)
+    with pytest.raises(
+        InputError, match=r"optimizers=\(...\) with a critic.*set optim, .*critic_learning_rate"
+    ):
+        toy.make(critics.PPOTrainer, critics.config(tmp_path), tiny, optimizers=optimizers)
 
 
 def test_images(trainer):

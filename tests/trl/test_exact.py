@@ -21,6 +21,7 @@ CASES = {
     "sequence_level": {"importance_sampling_level": "sequence", "loss_type": "grpo", **SEVERAL_PASSES},
     "sequence_level_luspo": {"importance_sampling_level": "sequence", "loss_type": "luspo", **SEVERAL_PASSES},
     "unscaled": {"scale_rewards": "none"},
+    "scaled_by_the_batch": {"scale_rewards": "batch"},
     "high_entropy_tokens": {"top_entropy_quantile": 0.5},
     "two_sided_clipping": {"delta": 1.5, "epsilon": 0.05, "epsilon_high": 0.1, **SEVERAL_PASSES},
     "off_policy_mask": {"off_policy_mask_threshold": 0.01, **SEVERAL_PASSES},

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from rl_estimators import estimate, trl_arithmetic
+from rl_estimators import estimate
 from rl_estimators.errors import InputError
+from rl_estimators.estimators import trl_arithmetic
 
 
 def advantages(scores, index, **options):

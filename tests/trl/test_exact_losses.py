@@ -113,8 +113,13 @@ def test_gdpo_is_normalize_then_sum(tiny, tmp_path):
     rewards = {"reward_funcs": [toy.reward, lengths]}
     stock = GRPOConfig(**fields, multi_objective_aggregation="normalize_then_sum")
     theirs = toy.train(GRPOTrainer, stock, tiny, **rewards)
-    config = EstimatorConfig(**fields, adv_estimator="gdpo", adv_estimator_kwargs={"compat": "trl"})
+    config = EstimatorConfig(
+        **fields,
+        multi_objective_aggregation="normalize_then_sum",  # makes gdpo of the trainer's own grpo
+        adv_estimator_kwargs={"compat": "trl"},
+    )
     ours = toy.train(EstimatorTrainer, config, tiny, **rewards)
+    assert ours.trainer.estimator.name == "gdpo"
     close(ours, theirs)
     found = [list(run.trainer._logs["advantages"]) for run in (ours, theirs)]
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)

@@ -9,6 +9,7 @@ pytest.importorskip("trl")
 
 import torch  # noqa: E402
 import toy  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from rl_estimators.errors import InputError  # noqa: E402
 from rl_estimators.fields import FIELDS  # noqa: E402
@@ -270,15 +271,49 @@ def test_a_policy_loss_without_vllms_weights(tmp_path, monkeypatch):
     )
 
 
-def test_the_routers_loss_is_not_left_out(tiny, tmp_path):
-    """A mixture of experts, whose auxiliary loss TRL adds in its own loss."""
-    trainer = toy.make(
-        EstimatorTrainer, EstimatorConfig(**toy.settings(tmp_path, policy_loss="ppo_clip")), tiny
+def test_greedy_completions_that_nobody_asks_for(tmp_path):
+    refused(
+        tmp_path,
+        r"greedy_with_samples=False with adv_estimator='grpo', for which nothing is decoded greedily. .* 'remax'",
+        greedy_with_samples=False,
     )
-    trainer.aux_loss_enabled = True
-    with pytest.raises(
-        InputError, match=r"policy_loss='ppo_clip' with a mixture of experts: .*aux_loss_coef=0.0"
-    ):
-        refusals.check_made(trainer)
-    trainer.args.policy_loss = "trl"
-    refusals.check_made(trainer)
+    with pytest.raises(OSError, match="no/such/model"):
+        make(tmp_path, adv_estimator="remax", greedy_with_samples=False)
+
+
+@pytest.fixture(scope="module")
+def experts(tiny, tmp_path_factory):
+    """The folder of a tiny mixture of experts."""
+    from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    folder = tmp_path_factory.mktemp("experts")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": len(tokenizer)}
+    sizes |= {"num_experts": 2, "num_experts_per_tok": 1, "router_aux_loss_coef": 0.5}
+    sizes |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_routers_loss_is_not_left_out(experts, tmp_path):
+    """A mixture of experts under a policy loss of ours: TRL's auxiliary loss, weighed and logged as TRL does."""
+    steps = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    fields = toy.settings(tmp_path, max_steps=3, **steps, router_aux_loss_coef=0.5)
+    theirs = toy.train(GRPOTrainer, GRPOConfig(**fields, loss_type="dapo"), experts)
+    config = EstimatorConfig(**fields, policy_loss="ppo_clip", adv_estimator_kwargs={"compat": "trl"})
+    ours = toy.train(EstimatorTrainer, config, experts)
+    for column in ("loss", "aux_loss", "grad_norm"):
+        assert len(theirs.column(column)) == 3
+        assert ours.column(column) == pytest.approx(theirs.column(column), rel=1e-6, abs=1e-6), column
+    assert min(theirs.column("aux_loss")) > 0.1
+    plain = EstimatorConfig(
+        **{**fields, "router_aux_loss_coef": 0.0},
+        policy_loss="ppo_clip",
+        adv_estimator_kwargs={"compat": "trl"},
+    )
+    without = toy.train(EstimatorTrainer, plain, experts)
+    assert without.column("aux_loss") == []
+    assert abs(without.column("loss")[0] - ours.column("loss")[0]) > 0.1

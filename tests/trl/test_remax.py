@@ -97,7 +97,8 @@ def test_one_greedy_completion_per_prompt_and_batch(tiny, tmp_path, together):
     data = toy.rows()
     data = data.add_column("number", list(range(len(data))))
     reward = Recorder()
-    settings = config(tmp_path, max_steps=4, num_iterations=2, greedy_with_samples=together)
+    passes = {"num_iterations": 2, "policy_loss": "importance_sampling"}  # the second pass is off-policy
+    settings = config(tmp_path, max_steps=4, **passes, greedy_with_samples=together)
     toy.train(ReMaxTrainer, settings, tiny, reward_funcs=reward, train_dataset=data)
     assert [len(call["prompts"]) for call in reward.calls] == [8, 4, 8, 4]
     for samples, greedily in zip(reward.calls[::2], reward.calls[1::2], strict=True):
@@ -155,10 +156,10 @@ def test_samples_are_drawn_as_without_greedy_completions(tiny, tmp_path):
         return toy.reward(prompts, completions)
 
     def run(**more):
-        fields = {"max_steps": 3, "learning_rate": 0.0, "greedy_with_samples": False, **more}
+        fields = {"max_steps": 3, "learning_rate": 0.0, **more}
         return toy.train(ReMaxTrainer, config(tmp_path, **fields), tiny, reward_funcs=rewarding)
 
-    plain, remax = run(adv_estimator="reinforce"), run()
+    plain, remax = run(adv_estimator="reinforce"), run(greedy_with_samples=False)
     for name in ("prompt", "completion", "extra", "rewards"):
         assert remax.trainer._logs[name] == plain.trainer._logs[name]
     ours = ("loss", "train_loss", "grad_norm")

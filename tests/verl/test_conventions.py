@@ -21,7 +21,9 @@ def compose():
     from omegaconf import OmegaConf
 
     with initialize_config_module("verl.trainer.config", version_base=None):
-        stock = compose("ppo_trainer")
+        stock = compose(
+            "ppo_trainer", ["actor_rollout_ref.rollout.n=2"]
+        )  # verl's default of 1 makes no groups
 
     def with_overrides(*overrides):
         config = stock.copy()
@@ -80,7 +82,7 @@ def test_an_option_arrives(compose, name, overrides, options):
     """Checked at start, and with the numbers of a direct call; rewards on masked tokens are carried unless dropped."""
     config = compose(
         f"algorithm.adv_estimator=rle_{name}",
-        "algorithm.use_kl_in_reward=True",
+        "actor_rollout_ref.actor.use_kl_loss=True",
         *(f"{KEY}.{o}" for o in overrides),
     )
     start(config)

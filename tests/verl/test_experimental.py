@@ -16,6 +16,7 @@ TRAINERS = {
     "one_step_off_policy": "one_step_off_ppo_trainer",
     "fully_async_policy": "fully_async_ppo_trainer",
 }
+OVERRIDES = ["hydra.searchpath=[pkg://verl.trainer.config]", "actor_rollout_ref.rollout.n=2"]
 VALUE = ["critic.enable=True", "+rl_estimators.value_loss.name=huber"]
 NO_VALUE_LOSS = (
     r"rl_estimators.value_loss.name=huber: verl's experimental trainers, which this configuration with its node rollout "
@@ -39,7 +40,7 @@ def compose():
     def stock(trainer):
         folder = Path(importlib.util.find_spec("verl").origin).parent / "experimental" / trainer / "config"
         with initialize_config_dir(str(folder), version_base=None):
-            return compose(TRAINERS[trainer], overrides=["hydra.searchpath=[pkg://verl.trainer.config]"])
+            return compose(TRAINERS[trainer], overrides=OVERRIDES)
 
     def with_overrides(trainer, *overrides):
         config = stock(trainer).copy()

@@ -219,6 +219,41 @@ def test_hydra_refuses_what_it_does_not_find(compose, override, message):
         compose(override)
 
 
+def test_no_presets_without_the_hook_that_reads_them(monkeypatch):
+    """Their losses would not be trained with; Hydra says that there is no such preset."""
+    import hydra.core.config_store
+    from hydra.core.config_store import ConfigStore
+
+    from rl_estimators import patching
+    from rl_estimators.verl import presets
+
+    stored = []
+    monkeypatch.setattr(ConfigStore, "store", lambda self, **given: stored.append(given["name"]))
+    presets.offer(hydra.core.config_store)
+    assert stored == sorted(PRESETS)
+    stored.clear()
+    (status,) = (status for status in patching.report() if status.patch.name == "verl_need_critic")
+    off = patching.Status(status.patch, patching.State.DISABLED, "by hand")
+    monkeypatch.setitem(patching._statuses, "verl_need_critic", off)
+    presets.offer(hydra.core.config_store)
+    assert stored == []
+
+
+def test_a_disabled_hook_makes_a_preset_an_error():
+    """In a process of its own."""
+    done = main_ppo("--cfg", "job", "+algorithm=rle_gae", RL_ESTIMATORS_DISABLE_PATCHES="verl_need_critic")
+    assert done.returncode == 1
+    assert "Could not find 'algorithm/rle_gae'" in done.stderr
+
+
+def test_hydra_may_be_there_before_verl():
+    code = "import hydra._internal.core_plugins, verl; from hydra.core.config_store import ConfigStore as C; print(*C.instance().list('algorithm'))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1].split() == [f"{name}.yaml" for name in sorted(PRESETS)], done.stderr
+
+
 def main_ppo(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "verl.trainer.main_ppo", *arguments],

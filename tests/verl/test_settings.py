@@ -196,6 +196,22 @@ def test_a_loss_mode_that_nobody_has(compose, settings):
         settings.apply(compose(f"{MODE}=rle_ppo_clp"))
 
 
+def test_a_loss_mode_like_none(compose, settings):
+    """In a part of a configuration it may be some other trainer's own."""
+    from omegaconf import OmegaConf
+
+    with pytest.raises(UnknownNameError, match=rf"{MODE}=xyz: no such policy loss. Known: bypass_mode, "):
+        settings.apply(compose(f"{MODE}=xyz"))
+    settings.apply(compose(f"{MODE}=xyz", "actor_rollout_ref.model.external_lib=mine"))
+    settings.apply(OmegaConf.create({"actor_rollout_ref": compose(f"{MODE}=xyz").actor_rollout_ref}))
+
+
+@pytest.mark.parametrize("key", ["rl_estimator", "rl_estimatos", "rlestimators"])
+def test_a_node_misspelt(compose, settings, key):
+    with pytest.raises(InputError, match=rf"^{key}: no such key. Did you mean 'rl_estimators'\?$"):
+        settings.apply(compose(f"+{key}.policy_loss.name=ppo_clip"))
+
+
 def test_verls_clip_ratios_are_checked_for_our_loss_too(compose, settings):
     message = (
         rf"{MODE}=rle_ppo_clip: ppo_clip: clip_ratio_low is 2.0, expected a number in \[0, 1\]; what is not"

@@ -22,7 +22,9 @@ def compose():
     from omegaconf import OmegaConf
 
     with initialize_config_module("verl.trainer.config", version_base=None):
-        stock = compose("ppo_trainer")
+        stock = compose(
+            "ppo_trainer", ["actor_rollout_ref.rollout.n=2"]
+        )  # verl's default of 1 makes no groups
 
     def with_overrides(*overrides):
         config = stock.copy()
@@ -233,7 +235,49 @@ class TestWhatIsNotOurs:
         mode = "actor_rollout_ref.actor.policy_loss.loss_mode=my_loss"
         external = "actor_rollout_ref.model.external_lib=my_losses"
         assert need_critic(compose("algorithm.adv_estimator=grpo", mode, external)) is False
-        assert need_critic(compose("algorithm.adv_estimator=grpo", mode)) is False
+        message = (
+            r"loss_mode=my_loss: no such policy loss. Known: bypass_mode, .*vanilla. One of yours is known once its module "
+            r"is imported: VERL_USE_EXTERNAL_MODULES=my_module, or actor_rollout_ref.model.external_lib"
+        )
+        with pytest.raises(UnknownNameError, match=message):
+            need_critic(compose("algorithm.adv_estimator=grpo", mode))
+
+    def test_an_estimator_that_nobody_has(self, compose):
+        """Unless verl is still to import what may register it; another trainer's partial configuration is its own."""
+        chosen = "algorithm.adv_estimator=a_trainers_own"
+        message = (
+            r"adv_estimator=a_trainers_own: no such estimator. Known: .*decoupled_gae, gae, .*turn_gae. One of yours is "
+            r"known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or actor_rollout_ref.model.ext"
+        )
+        with pytest.raises(UnknownNameError, match=message):
+            need_critic(compose(chosen))
+        assert need_critic(compose(chosen, "actor_rollout_ref.model.external_lib=mine")) is False
+        assert (
+            need_critic(compose(chosen, "+rollout.n=1")) is False
+        )  # as verl's experimental trainers have it
+
+    @pytest.mark.parametrize(
+        ("name", "end"),
+        [
+            ("reinforce_plus_plus", "ours is reinforce_pp$"),
+            ("reinforce_plus_plus_baseline", "ours is reinforce_pp_baseline$"),
+            ("rloo_vectorized", "ours is rle_rloo$"),
+            ("grpo_vectorized", "ours is rle_grpo$"),
+            ("gae", "ours is rle_gae$"),
+            ("optimal_token_baseline", "there is none of ours in its place: remove the options$"),
+        ],
+    )
+    def test_options_that_verls_own_do_not_read(self, compose, name, end):
+        message = rf"adv_estimator_kwargs is set and algorithm.adv_estimator={name} is verl's own, which does not read it; "
+        with pytest.raises(InputError, match=message + end):
+            need_critic(compose(f"algorithm.adv_estimator={name}", f"{OPTIONS}.epsilon=0.1"))
+
+    def test_options_of_somebody_elses_estimator_are_theirs(self, compose, monkeypatch):
+        from verl.trainer.ppo import core_algos
+
+        monkeypatch.setattr(core_algos, "ADV_ESTIMATOR_REGISTRY", {"theirs": test_reward_components})
+        for key in ("adv_estimator_kwargs", "adv_estimator_args"):
+            assert need_critic(compose("algorithm.adv_estimator=theirs", f"+algorithm.{key}.a=1")) is False
 
     def test_our_options_for_verls_estimator(self, compose):
         message = r"adv_estimator_kwargs is set and algorithm.adv_estimator=grpo is verl's own, .*; ours is rle_grpo"
@@ -286,3 +330,47 @@ def test_gamma_as_an_argument_of_verls_call(compose):
     tensors = {"token_level_rewards": torch.tensor([[0.0, 0.0, 1.0]]), "response_mask": torch.ones(1, 3)}
     data = compute_advantage(DataProto.from_dict(tensors=tensors), "rle_reinforce", gamma=0.5)
     assert data.batch["returns"].tolist() == [[0.25, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["rle_grpo", "reinforce_plus_plus"])
+@pytest.mark.parametrize("key", ["adv_estimators_kwargs", "adv_estimator_kwarg", "adv_estimator_args"])
+def test_misspelt_options(compose, name, key):
+    message = rf"^algorithm.{key}: no such key. Did you mean 'adv_estimator_kwargs'\?$"
+    with pytest.raises(InputError, match=message):
+        need_critic(compose(f"algorithm.adv_estimator={name}", f"+algorithm.{key}.epsilon=0.1"))
+
+
+def test_keys_of_algorithm_that_are_verls(compose):
+    """All that verl's dataclass has, those its YAML leaves out included, and somebody's own."""
+    import dataclasses
+
+    from verl.trainer.config import AlgoConfig
+
+    verls = {field.name for field in dataclasses.fields(AlgoConfig)} - set(compose().algorithm)
+    assert "gdpo_reward_keys" in verls
+    added = [f"+algorithm.{name}=null" for name in (*verls, "a_key_of_mine")]
+    assert need_critic(compose("algorithm.adv_estimator=rle_grpo", *added)) is False
+
+
+@pytest.fixture
+def tensors():
+    return {"token_level_rewards": torch.tensor([[0.0, 1.0]]), "response_mask": torch.ones(1, 2)}
+
+
+@pytest.mark.parametrize("hook", ["verl_need_critic", "verl_inputs"])
+def test_a_missing_input_names_the_hook_that_is_off(monkeypatch, tensors, hook):
+    """What is not said at start, as the hook that says it is disabled, is said in the first step."""
+    from verl import DataProto
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+
+    data = DataProto.from_dict(tensors=tensors)
+    with pytest.raises(InputError, match="gae is missing values"):
+        compute_advantage(data, "rle_gae")
+    (status,) = (status for status in patching.report() if status.patch.name == hook)
+    off = patching.Status(status.patch, patching.State.DISABLED, "by hand")
+    monkeypatch.setitem(patching._statuses, hook, off)
+    with pytest.raises(
+        PatchError, match=rf"rle_gae, which is missing values, needs a hook .* {hook}: disabled"
+    ):
+        compute_advantage(data, "rle_gae")
+    compute_advantage(data, "rle_reinforce")  # nothing is missing

@@ -81,6 +81,14 @@ class Critic(ABC):
         """
         checkpoint.read(folder, self.module, self.updates.load_state_dict)
 
+    def load_weights(self, folder: Path) -> None:
+        """Read back the weights alone.
+
+        Raises:
+            InputError: the file is missing, cannot be read, or is of another critic.
+        """
+        checkpoint.read_weights(folder, self.module)
+
     def _value_loss(self, vpreds: Tensor, rows: dict[str, Any], counts: dict[str, Any]) -> Tensor:
         """``vf_coef`` times the value loss of some rows, as a share of the optimizer step's loss."""
         config, mask = self.trainer.args, upstream.response_mask(rows)

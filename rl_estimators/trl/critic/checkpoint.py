@@ -7,9 +7,8 @@ Trainer writes ``trainer_state.json`` last and only then deletes older checkpoin
 whole, critic included, and one without is what a killed process has left: it is recognised and refused, and the one
 before it is still there.
 
-Resuming gives the uninterrupted run to the bit (on a CPU) where a generation batch begins: if
-``N * gradient_accumulation_steps`` is a multiple of ``steps_per_generation * num_iterations``. In between, TRL saves
-neither the generation batch nor the place in it; it goes on with new completions, and so does the critic.
+Resuming gives the uninterrupted run to the bit (on a CPU), also in the middle of a generation batch, which
+:mod:`rl_estimators.trl.rollouts` saves.
 """
 
 import shutil
@@ -26,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rl_estimators.errors import InputError
 
-__all__ = ["FOLDER", "begin", "check", "read", "write"]
+__all__ = ["FOLDER", "begin", "check", "export", "read", "read_weights", "write"]
 
 FOLDER = "critic"
 WEIGHTS, STATES = "model.safetensors", ("optimizer.pt", "scheduler.pt")
@@ -49,15 +48,25 @@ def write(folder: Path, module: nn.Module, states: dict[str, Any]) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_model(module, str(unfinished / WEIGHTS))
-    config: Any = getattr(module, "config", None)
-    if hasattr(config, "save_pretrained"):
-        config.save_pretrained(unfinished)
+    export(unfinished, module)
     for name, state in states.items():
         torch.save(state, unfinished / name)
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.replace(folder)
+
+
+def export(folder: Path, module: nn.Module) -> None:
+    """Write the weights, and the ``config`` if there is one, into ``folder``, beside what else is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = (
+        folder / f"{WEIGHTS}.unfinished"
+    )  # a model that was loaded from here may still read the old file
+    save_model(module, str(unfinished))
+    unfinished.replace(folder / WEIGHTS)
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
 
 
 def check(checkpoint: Path) -> None:
@@ -87,14 +96,23 @@ def read(folder: Path, module: nn.Module, load_states: Callable[[dict[str, Any]]
     Raises:
         InputError: a file is missing, cannot be read, or does not fit.
     """
-    with _naming(folder / WEIGHTS):
-        load_model(module, folder / WEIGHTS)
+    read_weights(folder, module)
     states = {}
     for name in STATES:
         with _naming(folder / name):
             states[name] = torch.load(folder / name, map_location="cpu", weights_only=True)
     with _naming(folder / STATES[0]):
         load_states(states)
+
+
+def read_weights(folder: Path, module: nn.Module) -> None:
+    """Load the weights that :func:`write` or :func:`export` wrote.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or does not fit.
+    """
+    with _naming(folder / WEIGHTS):
+        load_model(module, folder / WEIGHTS)
 
 
 @contextmanager

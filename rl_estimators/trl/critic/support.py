@@ -18,6 +18,8 @@ _SHARDED = {
     DistributedType.MEGATRON_LM: "Megatron-LM",
     DistributedType.XLA: "XLA",
 }
+# Made from a list of parameters alone; the others want the model, a package, or a step of their own.
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 _NEEDS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -29,6 +31,7 @@ def check(trainer: "EstimatorTrainer", value_model: Any) -> None:
     """
     _check_choice(trainer, value_model)
     _check_machine(trainer)
+    _check_optimizer(trainer)
     args = trainer.args
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if schedule in _NEEDS_A_METRIC:
@@ -78,6 +81,21 @@ def _check_machine(trainer: "EstimatorTrainer") -> None:
         raise InputError(
             f"a critic with {accelerator.mixed_precision} is not supported: the gradient scaler serves one optimizer, "
             "and policy and critic have one each; set bf16=True instead"
+        )
+
+
+def _check_optimizer(trainer: "EstimatorTrainer") -> None:
+    """The critic's optimizer is of the policy's kind, which must be known, and one that can be made twice."""
+    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
+        raise InputError(
+            "optimizers=(...) with a critic: the critic needs an optimizer and a schedule of its own, which cannot be "
+            "made from yours; set optim, optim_args, learning_rate, critic_learning_rate and lr_scheduler_type instead"
+        )
+    name = getattr(trainer.args.optim, "value", trainer.args.optim)
+    if name not in _OPTIMIZERS:
+        raise InputError(
+            f"optim={name!r} with a critic, which has an optimizer of the same kind, is not supported; choose one of "
+            f"{', '.join(_OPTIMIZERS)}"
         )
 
 

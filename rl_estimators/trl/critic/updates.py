@@ -15,7 +15,7 @@ __all__ = ["Updates"]
 
 
 class Updates:
-    """AdamW on a critic's parameters, with the betas, epsilon, weight decay and clipping of the policy's.
+    """An optimizer on a critic's parameters: of the policy's kind (``optim``), with its settings and clipping.
 
     The learning rate has its own peak and the policy's schedule. accelerate does not know this optimizer: with its
     gradient scaler, one of the two would unscale the other's gradients.
@@ -43,11 +43,9 @@ class Updates:
             {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
         ]
         self.parameters = [p for _, p in named]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=args.critic_learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
+        kind, options = trainer.get_optimizer_cls_and_kwargs(args, module)
+        self.optimizer = kind(
+            [group for group in groups if group["params"]], **{**options, "lr": args.critic_learning_rate}
         )
         self.scheduler: Any = None
 

@@ -1,13 +1,13 @@
 """The value model: a backbone, and a head that turns its hidden states into values."""
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from rl_estimators.errors import InputError
 
@@ -69,14 +69,15 @@ class ValueModel(nn.Module):
 def value_model(trainer: "EstimatorTrainer") -> ValueModel:
     """A value model from ``critic_model_name_or_path``, or from the policy's own base weights, in fp32.
 
-    The head is zero, or the trained one if the path is the ``critic`` folder of a checkpoint. Nothing is drawn from
-    the random number generator that the policy samples from.
+    The head is zero, or the trained one if the path is a ``critic`` folder, of a checkpoint or of ``save_model``.
+    Nothing is drawn from the random number generator that the policy samples from.
+
+    Raises:
+        InputError: the weights do not fit, or have a value head that is not ours.
     """
     name = trainer.args.critic_model_name_or_path
     with torch.random.fork_rng(devices=[]):  # everything here is made on the CPU
-        model = ValueModel(_copy_of_policy(trainer) if name is None else _from_path(trainer, name))
-    if name is not None:
-        _load_head(model.v_head, Path(name) / "model.safetensors")
+        model = _copied(trainer) if name is None else _named(trainer, name)
     args = trainer.args
     if args.gradient_checkpointing and model.backbone.supports_gradient_checkpointing:
         kwargs = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
@@ -104,23 +105,35 @@ def switch_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _from_path(trainer: "EstimatorTrainer", name: str) -> PreTrainedModel:
-    attention = trainer.model.config._attn_implementation
-    trust = trainer.args.trust_remote_code
-    model: PreTrainedModel = AutoModel.from_pretrained(
-        name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust
+def _named(trainer: "EstimatorTrainer", name: str) -> ValueModel:
+    """The model of a folder, or of a repository on the Hub, with its head if it has one of ours."""
+    backbone: PreTrainedModel
+    backbone, info = AutoModel.from_pretrained(
+        name,
+        dtype=torch.float32,
+        attn_implementation=trainer.model.config._attn_implementation,
+        trust_remote_code=trainer.args.trust_remote_code,
+        output_loading_info=True,
     )
-    own, policys = (m.config.get_text_config().vocab_size for m in (model, trainer.model))
+    own, policys = (m.config.get_text_config().vocab_size for m in (backbone, trainer.model))
     if own < policys:
         raise InputError(
             f"critic_model_name_or_path={name!r} knows {own} tokens and the policy writes {policys}; a critic reads the "
             "policy's tokens, so name a model with its tokenizer"
         )
+    model = ValueModel(backbone)
+    heads = sorted(key for key in info["unexpected_keys"] if "v_head" in key)
+    if heads and not _load_head(model.v_head, name):
+        raise InputError(
+            f"critic_model_name_or_path={name!r} has a value head ({', '.join(heads)}) that cannot be read: expected "
+            f"v_head.weight (1, {model.v_head.in_features}) and v_head.bias (1,) in one model.safetensors. Pass such a "
+            "model as value_model, or remove these weights for a head that starts at 0"
+        )
     return model
 
 
-def _copy_of_policy(trainer: "EstimatorTrainer") -> PreTrainedModel:
-    """The policy's backbone with the weights that it has now, without adapters; from memory, not from its path."""
+def _copied(trainer: "EstimatorTrainer") -> ValueModel:
+    """With the policy's backbone with the weights that it has now, without adapters; from memory, not from its path."""
     backbone = backbone_of(trainer.model)
     if not all(p.is_floating_point() for p in backbone.parameters()):
         raise InputError(
@@ -146,7 +159,7 @@ def _copy_of_policy(trainer: "EstimatorTrainer") -> PreTrainedModel:
             f"the policy's {type(backbone).__name__} could not be copied for the critic: {', '.join(missing[:3])} "
             f"({len(missing)} in all) are not among its weights; name a model in critic_model_name_or_path"
         )
-    return found
+    return ValueModel(found)
 
 
 def _own(backbone: nn.Module) -> dict[str, Tensor]:
@@ -158,10 +171,17 @@ def _own(backbone: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _load_head(head: ValueHead, file: Path) -> None:
-    """Take over the head in ``file``, if there is one."""
-    if not file.is_file():
-        return
+def _load_head(head: ValueHead, name: str) -> bool:
+    """Take over the head of the model ``name``; False if it has none that fits."""
+    file = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return False
     with safe_open(file, "pt") as tensors:
-        if {"v_head.weight", "v_head.bias"} <= set(tensors.keys()):
-            head.load_state_dict({name: tensors.get_tensor(f"v_head.{name}") for name in ("weight", "bias")})
+        names = {key: f"v_head.{key}" for key in head.state_dict()}
+        if not set(names.values()) <= set(tensors.keys()):
+            return False
+        found = {key: tensors.get_tensor(stored) for key, stored in names.items()}
+    if any(found[key].shape != tensor.shape for key, tensor in head.state_dict().items()):
+        return False
+    head.load_state_dict(found)
+    return True

@@ -11,9 +11,14 @@ __all__ = ["group_advantages"]
 
 
 def group_advantages(
-    scores: Tensor, ids: Tensor, rows: Tensor, epsilon: float | None, ddof: int = 1
+    scores: Tensor,
+    ids: Tensor,
+    rows: Tensor,
+    epsilon: float | None,
+    ddof: int = 1,
+    std_over: str = "group",
 ) -> Tensor:
-    r"""``(B,)`` each score minus its group's mean, over the group's standard deviation plus epsilon.
+    r"""``(B,)`` each score minus its group's mean, over the group's or the batch's standard deviation plus epsilon.
 
     The order of operations is TRL's: NaN-aware means over a matrix with a group in each row, in the scores' own
     precision; Bessel's correction multiplied onto the mean square; what comes out as NaN becomes 0. Groups of
@@ -25,21 +30,23 @@ def group_advantages(
         rows: ``(B,)`` bool, true on responses that count.
         epsilon: Added to the standard deviation; None to leave the division out.
         ddof: 1 for the unbiased standard deviation, 0 for the one of the sample.
+        std_over: ``"group"`` or ``"batch"``.
     """
     place = _place_in_group(ids)
     if not len(ids):
         return torch.zeros_like(scores)
     table = scores.new_full((int(ids.max()) + 1, int(place.max()) + 1), torch.nan)
     table[ids, place] = torch.where(rows, scores, torch.nan)
-    mean = table.nanmean(dim=1, keepdim=True)
-    centred = table - mean
+    centred = table - table.nanmean(dim=1, keepdim=True)
     if epsilon is not None:
-        centred = centred / (_std(table, mean, ddof) + epsilon)
+        whole = table if std_over == "group" else torch.where(rows, scores, torch.nan)[None]
+        centred = centred / (_std(whole, ddof) + epsilon)
     return centred[ids, place].nan_to_num(nan=0.0)
 
 
-def _std(table: Tensor, mean: Tensor, ddof: int) -> Tensor:
+def _std(table: Tensor, ddof: int) -> Tensor:
     """``(G, 1)``, NaN in a row with no more than ``ddof`` numbers."""
+    mean = table.nanmean(dim=1, keepdim=True)
     number = (~table.isnan()).sum(dim=1, keepdim=True).to(table.dtype)
     correction = torch.where(number > ddof, number / (number - ddof), torch.nan)
     return (((table - mean) ** 2).nanmean(dim=1, keepdim=True) * correction).sqrt()
