@@ -12,7 +12,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WANTED = ((3, 10), (3, 13))  # from, up to but without
-EXTRAS = "verl,trl,fast,plot,dev"
+EXTRAS = "verl,trl,fast,see,dev"
 FREE_GB = 5
 
 

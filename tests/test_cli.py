@@ -8,6 +8,7 @@ import types
 import pytest
 
 from rl_estimators import cli, doctor, patching
+from rl_estimators.commands import train
 from rl_estimators.patching import Patch
 from rl_estimators.registry import ADV_ESTIMATORS
 
@@ -43,7 +44,7 @@ def test_a_command_is_needed(capsys):
 
 
 def test_train_without_trl_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
     assert cli.main(["train", "--config", "x.yaml"]) == 2
     message = "rl-estimators train: TRL is not installed: pip install 'rl-estimators[trl]'\n"
     assert capsys.readouterr().err == message

@@ -21,7 +21,9 @@ LAYERS = (
     {"calls"},
     {"aggregation", "shaping", "steps", "whitening"},
     {"estimators", "policy_losses", "value_losses"},
-    {"doctor", "lab", "trl", "verl"},
+    {"diagnostics"},
+    {"compare", "doctor", "lab", "plot", "trl", "verl"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 
-INSTALL = "pip install 'rl-estimators[verl,plot]' (in a checkout: pip install -e '.[verl,plot]')"
+INSTALL = "pip install 'rl-estimators[verl,see]' (in a checkout: pip install -e '.[verl,see]')"
 MODULES = ("torch", "verl", "ray", "transfer_queue", "psutil", "matplotlib")
 
 
