@@ -8,9 +8,7 @@ and update.
 """
 
 import argparse
-import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from digits import PROMPTS, make, model
 
 from rl_estimators.trl import ReMaxConfig, ReMaxTrainer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digit_sort import model as tiny
-from digit_sort import reward, task
 
 VARIANTS = {
     "without": {"adv_estimator": "reinforce"},
@@ -34,45 +27,14 @@ VARIANTS = {
 }
 
 
-def score(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    return [
-        reward.compute_score("", completion, task.answer_of(prompt[: task.DIGITS]))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-
-
-def make(folder: Path, options: dict[str, Any], batch: int, generations: int) -> ReMaxTrainer:
-    rng = random.Random(0)
-    trainer = ReMaxTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        reward_funcs=score,
-        args=ReMaxConfig(
-            output_dir=str(folder / "out"),
-            max_steps=1,
-            per_device_train_batch_size=batch,
-            num_generations=generations,
-            max_completion_length=6,
-            learning_rate=1e-6,
-            report_to="none",
-            save_strategy="no",
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            **options,
-        ),
-        train_dataset=Dataset.from_dict(
-            {"prompt": [task.prompt_of(task.draw_digits(rng)) for _ in range(512)]}
-        ),
-        processing_class=AutoTokenizer.from_pretrained(folder),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def trainer_of(folder: str, options: dict[str, Any], batch: int, generations: int) -> ReMaxTrainer:
+    fields = {"max_steps": 1, "num_generations": generations, "learning_rate": 1e-6, **options}
+    return make(ReMaxTrainer, ReMaxConfig, folder, batch, **fields)
 
 
 def step(trainer: ReMaxTrainer) -> float:
     """Seconds of one step: a batch drawn, generated, scored, learnt from."""
-    rows = [trainer.train_dataset[k % 512] for k in range(trainer.args.per_device_train_batch_size)]
+    rows = [trainer.train_dataset[k % PROMPTS] for k in range(trainer.args.per_device_train_batch_size)]
     size = trainer.num_generations
     rows = [rows[k - k % size] for k in range(len(rows))]
     trainer.model.train()
@@ -101,11 +63,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--generations", type=int, default=1)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny.build(folder, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        model.build(Path(folder), 0)
         trainers = {
-            label: make(folder, options, arguments.batch, arguments.generations)
+            label: trainer_of(folder, options, arguments.batch, arguments.generations)
             for label, options in VARIANTS.items()
         }
         for trainer in trainers.values():

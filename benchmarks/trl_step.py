@@ -10,9 +10,7 @@ row is stock against stock: how much of a difference is noise.
 
 import argparse
 import os
-import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,14 +22,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from digits import make, model
 from trl import GRPOConfig, GRPOTrainer
 
 from rl_estimators import trl as ours
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digit_sort import model, reward, task
 
 Kind = tuple[type[GRPOTrainer], type[GRPOConfig], dict[str, Any]]
 KINDS: dict[str, Kind] = {
@@ -75,53 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def timed(kind: Kind, folder: str, chosen: argparse.Namespace) -> tuple[float, float]:
     """CPU time and clock of one run, seconds; making the trainer does not count."""
-    trainer = make(*kind, folder, chosen)
+    cls, config, fields = kind
+    fields = {**fields, "num_generations": chosen.generations, "max_steps": chosen.steps, "logging_steps": 1}
+    trainer = make(cls, config, folder, chosen.batch, learning_rate=1e-3, **fields)
     start = time.process_time(), time.perf_counter()
     trainer.train()
     return time.process_time() - start[0], time.perf_counter() - start[1]
-
-
-def make(
-    cls: type[GRPOTrainer],
-    config: type[GRPOConfig],
-    fields: dict[str, Any],
-    folder: str,
-    chosen: argparse.Namespace,
-) -> GRPOTrainer:
-    rng = random.Random(0)
-    prompts = [task.prompt_of(task.draw_digits(rng)) for _ in range(512)]
-    args = config(
-        output_dir=str(Path(folder, "out")),
-        max_steps=chosen.steps,
-        per_device_train_batch_size=chosen.batch,
-        num_generations=chosen.generations,
-        max_completion_length=model.MAX_ANSWER,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        **fields,
-    )
-    trainer = cls(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        args=args,
-        reward_funcs=digits_in_place,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=AutoTokenizer.from_pretrained(folder),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def digits_in_place(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    return [
-        reward.compute_score("", completion, task.answer_of(prompt[: task.DIGITS]))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
 
 
 def spread(numbers: Sequence[float]) -> str:

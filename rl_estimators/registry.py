@@ -102,6 +102,15 @@ class Spec:
             asked = {**asked, "index": as_index(asked["index"])}
         return self.function(**asked, **self.options_from(given))
 
+    def asks_for(self, name: str) -> bool:
+        """Whether the signature names the input ``name``, required or not; ``**kwargs`` names nothing."""
+        return name in self.required or name in self.optional
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the function is this package's own, rather than a user's or another distribution's."""
+        return str(getattr(self.function, "__module__", None)).startswith("rl_estimators.")
+
     def options_from(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the function gets beside its inputs.
 

@@ -53,7 +53,8 @@ def train(
         redirect_stderr(log),
         warnings.catch_warnings(),
     ):
-        trainer = _trainer(estimator, steps, seed, answers, model, out / "trl", tell)
+        config = _config(estimator, steps, seed, answers, out / "trl")
+        trainer = _trainer(config, model, tell)
         trainer.train()
     rows = [as_verl_names(row) for row in trainer.state.log_history if "reward" in row]
     lines = [json.dumps({"step": row["step"], "data": row}) + "\n" for row in rows]
@@ -75,27 +76,12 @@ def as_verl_names(row: dict[str, Any]) -> dict[str, Any]:
     return {ours: row[theirs] for ours, theirs in names.items() if theirs in row}
 
 
-def _trainer(
-    estimator: str,
-    steps: int,
-    seed: int,
-    answers: int,
-    model: Path,
-    out: Path,
-    tell: Callable[[list[float]], None],
-) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-
+def _config(estimator: str, steps: int, seed: int, answers: int, out: Path) -> Any:
     from rl_estimators.registry import ADV_ESTIMATORS
-    from rl_estimators.trl import EstimatorConfig, EstimatorTrainer
-
-    class Telling(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tell([row["reward"] for row in state.log_history if "reward" in row])
+    from rl_estimators.trl import EstimatorConfig
 
     spec = ADV_ESTIMATORS.spec(_ours(estimator))
-    config = EstimatorConfig(
+    return EstimatorConfig(
         output_dir=str(out),
         adv_estimator=spec.name,
         num_generations=answers,
@@ -116,7 +102,19 @@ def _trainer(
         bf16=False,
         gradient_checkpointing=False,
     )
-    digits = task.split(seed)[0]
+
+
+def _trainer(config: Any, model: Path, tell: Callable[[list[float]], None]) -> Any:
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+
+    from rl_estimators.trl import EstimatorTrainer
+
+    class Telling(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            tell([row["reward"] for row in state.log_history if "reward" in row])
+
+    digits = task.split(config.seed)[0]
     rows = [{"prompt": task.prompt_of(one), "answer": task.answer_of(one)} for one in digits]
     trainer = EstimatorTrainer(
         model=str(model), reward_funcs=digits_in_place, args=config, train_dataset=Dataset.from_list(rows)

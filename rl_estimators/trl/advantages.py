@@ -28,8 +28,7 @@ __all__ = ["add", "collapse"]
 @torch.no_grad()
 def add(trainer: "EstimatorTrainer", batch: dict[str, Any], scored: Scored) -> dict[str, Any]:
     """Put our advantages, and a critic's values and targets, into TRL's batch of this process."""
-    mode = "train" if trainer.model.training else "eval"
-    mask = upstream.response_mask(batch)
+    mode, mask = trainer.mode, upstream.response_mask(batch)
     if trainer.estimator_options.get("compat") == "trl":
         mask = _all_counted(mask)
     local = _inputs(trainer, batch, scored, mask, mode)

@@ -1,18 +1,19 @@
 """The configuration of :class:`~rl_estimators.trl.trainer.EstimatorTrainer`: TRL's, and what TRL has no word for."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
 from rl_estimators import aggregation, shaping
-from rl_estimators.errors import EstimatorError, InputError
+from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
-from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
+from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Spec
+from rl_estimators.trl.one_generation import accepting_one_generation
+from rl_estimators.trl.options import Options, changed, look_up
 
-__all__ = ["TRL_LOSS", "EstimatorConfig", "changed", "default"]
+__all__ = ["TRL_LOSS", "EstimatorConfig"]
 
 TRL_LOSS = "trl"  # as policy_loss: TRL's own losses, untouched
 CRITICS = ("separate", "shared")
@@ -49,8 +50,8 @@ class EstimatorConfig(GRPOConfig):
     too, where those have them (``delta`` is ``clip_ratio_c``); an ``epsilon`` left at TRL's default leaves a loss its
     own.
 
-    A default of a configuration class gives way to an ``adv_estimator`` or ``value_loss`` that has no such option; only
-    a value of your own is refused there.
+    A default of a configuration class gives way to an ``adv_estimator`` or ``value_loss`` that has no such option, and
+    to the same option in ``adv_estimator_kwargs`` or ``value_loss_kwargs``; only a value of your own is refused there.
 
     Args:
         adv_estimator: Name of an advantage estimator; None for the trainer's own.
@@ -217,15 +218,15 @@ class EstimatorConfig(GRPOConfig):
                 setattr(cls, one.name, field(default=default, metadata=one.metadata))
 
     def __post_init__(self) -> None:
-        with _accepting_one_generation(self):
+        with accepting_one_generation(self):
             super().__post_init__()
         self._check_numbers()
         self._check_kl()
         self._check_policy_loss()
-        self._check_value_loss()
+        self.value_loss_options()
         if self.adv_estimator is not None:
             name = self.estimator_name(self.adv_estimator)
-            self.estimator_options(_spec(ADV_ESTIMATORS, "adv_estimator", name))
+            self.estimator_options(look_up(ADV_ESTIMATORS, "adv_estimator", name))
 
     def estimator_name(self, own: str) -> str:
         """The estimator to use: ``adv_estimator``, else the trainer's ``own``.
@@ -251,41 +252,36 @@ class EstimatorConfig(GRPOConfig):
         Raises:
             InputError: it has no such option, or two fields set the same one.
         """
-        options = _kwargs(self, "adv_estimator_kwargs")
-        for name in ("gamma", "lam"):
-            owner = f"adv_estimator {spec.name!r}"
-            _merge(options, spec, owner, name, getattr(self, name), name, default(self, name))
-        if "reward_components" in spec.required + spec.optional and "weights" in spec.options:
-            _merge(
-                options,
-                spec,
-                f"adv_estimator {spec.name!r}",
-                "weights",
-                self.reward_weights,
-                "reward_weights",
-            )
-        if self.scale_rewards == "batch" and "std_over" in spec.options:
-            _merge(
-                options, spec, f"adv_estimator {spec.name!r}", "std_over", "batch", "scale_rewards='batch'"
-            )
+        options = Options(self, "adv_estimator", spec)
+        options.take("gamma")
+        options.take("lam")
+        if spec.asks_for("reward_components") and "weights" in spec.options:
+            options.add("weights", self.reward_weights, "reward_weights")
+        self._add_scaling(options, spec)
+        return options.checked()
+
+    def _add_scaling(self, options: Options, spec: Spec) -> None:
+        said = f"scale_rewards={self.scale_rewards!r}"
+        if self.scale_rewards == "none" and not _never_scales(spec, options.found):
+            options.add("norm_by_std", False, "scale_rewards", said)
+        elif self.scale_rewards == "batch" and "std_over" in spec.options:
+            options.add("std_over", "batch", "scale_rewards", said)
         elif self.scale_rewards == "batch":
             raise InputError(
-                f"scale_rewards='batch' with adv_estimator={spec.name!r}, which does not divide by the batch's "
-                "standard deviation: 'grpo' and 'reinforce_pp_baseline' can; choose one, or drop it"
+                f"{said} with adv_estimator={spec.name!r}, which does not divide by the batch's standard deviation: "
+                "'grpo' and 'reinforce_pp_baseline' can; choose one, or drop it"
             )
-        if self.scale_rewards == "none" and not _never_scales(spec, options):
-            _merge(
-                options, spec, f"adv_estimator {spec.name!r}", "norm_by_std", False, "scale_rewards='none'"
-            )
-        return _checked(spec, f"adv_estimator={spec.name!r} with adv_estimator_kwargs", options)
 
     def policy_loss_options(self) -> dict[str, Any]:
         """The options of ``policy_loss``: its own, and TRL's clip ratios where those are not given."""
-        spec = _spec(POLICY_LOSSES, "policy_loss", self.policy_loss)
-        low = (
-            None if self.epsilon == GRPOConfig.epsilon else self.epsilon
-        )  # untouched, the loss's own default stands
+        spec = look_up(POLICY_LOSSES, "policy_loss", self.policy_loss)
+        options = Options(self, "policy_loss", spec)
+        # untouched, the loss's own default stands
+        low = None if self.epsilon == GRPOConfig.epsilon else self.epsilon
         high = low if self.epsilon_high is None else self.epsilon_high
+        for key, value in (("epsilon", low), ("epsilon_high", self.epsilon_high), ("delta", self.delta)):
+            if value is not None and not any(option in spec.options for option in _CLIPS[key]):
+                raise InputError(f"{key}={value}: policy_loss {spec.name!r} has no {_CLIPS[key][0]}; drop it")
         clips = {
             "clip_ratio": low,
             "clip_ratio_low": low,
@@ -293,20 +289,15 @@ class EstimatorConfig(GRPOConfig):
             "clip_ratio_c": self.delta,
         }
         theirs = {name: value for name, value in clips.items() if name in spec.options and value is not None}
-        for key, value in (("epsilon", low), ("epsilon_high", self.epsilon_high), ("delta", self.delta)):
-            if value is not None and not any(option in spec.options for option in _CLIPS[key]):
-                raise InputError(f"{key}={value}: policy_loss {spec.name!r} has no {_CLIPS[key][0]}; drop it")
-        options = theirs | _kwargs(self, "policy_loss_kwargs")
-        return _checked(spec, f"policy_loss={spec.name!r} with policy_loss_kwargs", options)
+        options.found = theirs | options.found
+        return options.checked()
 
     def value_loss_options(self) -> dict[str, Any]:
         """The options of ``value_loss``, ``cliprange_value`` among them."""
-        spec = _spec(VALUE_LOSSES, "value_loss", self.value_loss)
-        options = _kwargs(self, "value_loss_kwargs")
-        owner = f"value_loss {spec.name!r}"
-        key = "cliprange_value"
-        _merge(options, spec, owner, key, self.cliprange_value, key, default(self, key))
-        return _checked(spec, f"value_loss={spec.name!r} with value_loss_kwargs", options)
+        spec = look_up(VALUE_LOSSES, "value_loss", self.value_loss)
+        options = Options(self, "value_loss", spec)
+        options.take("cliprange_value")
+        return options.checked()
 
     def _check_numbers(self) -> None:
         owner = type(self).__name__
@@ -338,7 +329,7 @@ class EstimatorConfig(GRPOConfig):
             ("kl_penalty", "kl_in_reward=True", not self.kl_in_reward),
             ("kl_horizon", "kl_target", self.kl_target is None),
         ):
-            if idle and [*changed(self, [name])]:
+            if idle and changed(self, [name]):
                 raise InputError(
                     f"{name}={getattr(self, name)!r} without {needs} does nothing: set it, or drop {name}"
                 )
@@ -346,7 +337,7 @@ class EstimatorConfig(GRPOConfig):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{type(self).__name__}: {name} is {value!r}, expected a number above 0")
-        if self.kl_in_reward and [*changed(self, ["use_bias_correction_kl"])]:
+        if self.kl_in_reward and changed(self, ["use_bias_correction_kl"]):
             raise InputError(
                 f"use_bias_correction_kl={self.use_bias_correction_kl} with kl_in_reward=True: it corrects the KL "
                 "divergence in the loss, which is not there; drop one of the two"
@@ -409,96 +400,7 @@ class EstimatorConfig(GRPOConfig):
             f"older weights as if they were its own. Set {right}, or take a policy loss with a ratio: {known}"
         )
 
-    def _check_value_loss(self) -> None:
-        self.value_loss_options()
-
-
-class _accepting_one_generation:
-    """TRL refuses ``num_generations=1``; it sees a divisor of the batch instead, and 1 is put back.
-
-    Only its check of the sizes reads the number there. A batch of a single completion cannot be shown as a group of
-    two or more, and is refused.
-    """
-
-    def __init__(self, config: GRPOConfig) -> None:
-        self.config = config
-
-    def __enter__(self) -> None:
-        config = self.config
-        self.one = config.num_generations == 1
-        if not self.one:
-            return
-        self.for_eval = config.num_generations_eval
-        steps = config.steps_per_generation or config.gradient_accumulation_steps
-        batch = config.generation_batch_size or config.per_device_train_batch_size * steps
-        # world_size is not known before TRL's own code has run; any of the processes' batches divides the whole
-        size = batch if batch > 1 else int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
-            raise InputError(
-                "num_generations=1 with a batch of a single completion: TRL wants two or more between two generations; "
-                "raise per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        config.num_generations = size
-        config.num_generations_eval = config.num_generations_eval or 1
-
-    def __exit__(self, *_: object) -> None:
-        if self.one:
-            self.config.num_generations, self.config.num_generations_eval = 1, self.for_eval
-
-
-def default(config: GRPOConfig, name: str) -> Any:
-    """What the configuration's class says when nobody sets the field; MISSING if it has a factory."""
-    return next(one.default for one in fields(config) if one.name == name)
-
-
-def changed(config: GRPOConfig, names: Sequence[str]) -> Iterator[str]:
-    """Those of the fields that differ from the configuration class's own defaults."""
-    return (name for name in names if getattr(config, name) != default(config, name))
-
 
 def _never_scales(spec: Spec, options: Mapping[str, Any]) -> bool:
     """Whether the estimator, with these options, leaves advantages in units of reward."""
     return spec.name in _UNSCALED or options.get("whiten", spec.options.get("whiten")) is False
-
-
-def _spec(registry: Registry, key: str, name: str) -> Spec:
-    try:
-        return registry.spec(name)
-    except EstimatorError as error:
-        raise type(error)(f"{key}={name!r}: {error}") from None
-
-
-def _kwargs(config: EstimatorConfig, key: str) -> dict[str, Any]:
-    given = getattr(config, key)
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(f'{key} is {given!r}, expected options by name, for example {{"epsilon": 1e-4}}')
-    return dict(given or {})
-
-
-def _merge(
-    options: dict[str, Any], spec: Spec, owner: str, option: str, value: Any, key: str, idle: Any = None
-) -> None:
-    """Add ``option``, which the field ``key`` sets, unless that field is not set.
-
-    ``idle`` is the configuration class's own value of it: nobody's mistake where there is no such option.
-    """
-    if value is None:
-        return
-    if option in options and options[option] != value:
-        raise InputError(
-            f"{owner}: {option} is {options[option]!r} among its options, but {key} says {value!r}"
-        )
-    if option not in spec.options and not (spec.takes_config or spec.takes_any):
-        if value == idle:
-            return
-        known = ", ".join(spec.options) or "none"
-        raise InputError(f"{key} is set, but {owner} has no {option}; its options: {known}")
-    options[option] = value
-
-
-def _checked(spec: Spec, keys: str, options: dict[str, Any]) -> dict[str, Any]:
-    try:
-        spec.options_from(options)
-    except InputError as error:
-        raise InputError(f"{keys}: {error}") from None
-    return options

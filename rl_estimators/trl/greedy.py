@@ -185,7 +185,7 @@ def _log(trainer: "EstimatorTrainer", greedy: Tensor, scored: Scored) -> None:
         sampled = sampled + _token_sums(trainer, numbers)
     mean = sampled.view(len(greedy), -1).nanmean(1)
     known, both = greedy.isfinite(), greedy.isfinite() & mean.isfinite()
-    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+    metrics = trainer._metrics[trainer.mode]
     metrics["rl_estimators/greedy_excluded"].append(float((~known).sum()))
     if known.any():
         metrics["rl_estimators/greedy_reward_mean"].append(float(greedy[known].mean()))

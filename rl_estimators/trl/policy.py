@@ -7,9 +7,7 @@ from torch import Tensor
 
 from rl_estimators.aggregation import aggregate, masked_mean
 from rl_estimators.calls import policy_loss
-from rl_estimators.errors import InputError
 from rl_estimators.masked import select
-from rl_estimators.registry import POLICY_LOSSES
 from rl_estimators.trl import counts, upstream
 
 if TYPE_CHECKING:
@@ -24,8 +22,7 @@ def loss(trainer: "EstimatorTrainer", model: Any, batch: dict[str, Any]) -> Tens
     Averages are taken over an optimizer step's whole batch, by TRL's way of counting for its ``dapo`` loss: the
     generation batch's tokens, scaled to one step. So the sum over micro-batches and processes is the batch's loss.
     """
-    mode = "train" if trainer.model.training else "eval"
-    mask = upstream.response_mask(batch)
+    mode, mask = trainer.mode, upstream.response_mask(batch)
     with_aux = trainer.aux_loss_enabled  # a MoE model's load balancing
     log_prob, entropy, aux = upstream.log_probs(trainer, model, batch, entropy=True, aux_loss=with_aux)
     assert entropy is not None
@@ -43,8 +40,8 @@ def loss(trainer: "EstimatorTrainer", model: Any, batch: dict[str, Any]) -> Tens
         advantages=(advantages[:, None] if advantages.ndim == 1 else advantages).expand_as(log_prob),
         response_mask=mask,
         **mean,
-        **_rollout_weights(trainer, batch, log_prob),
-        **trainer.args.policy_loss_options(),
+        **_rollout_weights(batch, log_prob),
+        **trainer.policy_loss_options,
     )
     if trainer.beta != 0.0:
         new = select(log_prob, mask)  # cut off first: a NaN's gradient would come through any later selection
@@ -66,18 +63,13 @@ def loss(trainer: "EstimatorTrainer", model: Any, batch: dict[str, Any]) -> Tens
     return total
 
 
-def _rollout_weights(trainer: "EstimatorTrainer", batch: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """Importance weights that correct for vLLM's log-probabilities, if TRL has them."""
+def _rollout_weights(batch: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """Importance weights that correct for vLLM's log-probabilities, if TRL has them.
+
+    A loss without a parameter for them was refused when the trainer was made.
+    """
     weights = batch.get("importance_sampling_ratio")
-    if weights is None:
-        return {}
-    spec = POLICY_LOSSES.spec(trainer.args.policy_loss)
-    if "rollout_is_weights" not in spec.optional + spec.required and not spec.takes_any:
-        raise InputError(
-            f"policy_loss={spec.name!r} has no parameter rollout_is_weights, so it would leave out the weights that "
-            "vllm_importance_sampling_correction asks for; set that to False or choose another policy loss"
-        )
-    return {"rollout_is_weights": weights.expand_as(like)}
+    return {} if weights is None else {"rollout_is_weights": weights.expand_as(like)}
 
 
 def _log(trainer: "EstimatorTrainer", mode: str, metrics: dict[str, Any], mask: Tensor) -> None:

@@ -15,7 +15,8 @@ from packaging.version import Version
 from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS
 from rl_estimators.registry import POLICY_LOSSES, Spec
-from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig, changed
+from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig
+from rl_estimators.trl.options import changed
 
 __all__ = ["check"]
 
@@ -57,10 +58,6 @@ def check(
     _check_losses(config)
 
 
-def _asks_for(spec: Spec, name: str) -> bool:
-    return name in spec.required + spec.optional
-
-
 def _check_inputs(spec: Spec, config: EstimatorConfig) -> None:
     """An estimator that needs what this run does not have."""
     available = {*_ALWAYS, *_ON_REQUEST}
@@ -95,8 +92,8 @@ def _check_group(spec: Spec, config: EstimatorConfig) -> None:
 
 
 def _check_greedy(spec: Spec, config: EstimatorConfig, arguments: Mapping[str, Any]) -> None:
-    if not _asks_for(spec, "reward_baselines"):
-        if [*changed(config, ["greedy_with_samples"])]:
+    if not spec.asks_for("reward_baselines"):
+        if changed(config, ["greedy_with_samples"]):
             raise InputError(
                 f"greedy_with_samples={config.greedy_with_samples} with adv_estimator={spec.name!r}, for which nothing "
                 "is decoded greedily. Drop it, or take an estimator with a greedy baseline, such as 'remax'"
@@ -127,7 +124,7 @@ def _check_critic(spec: Spec, config: EstimatorConfig, value_model: Any) -> None
 def _check_bootstrap(spec: Spec, config: EstimatorConfig) -> None:
     if not config.bootstrap_truncated:
         return
-    if not ("values" in spec.required and _asks_for(spec, "truncated")):
+    if not ("values" in spec.required and spec.asks_for("truncated")):
         raise InputError(
             f"bootstrap_truncated=True with adv_estimator={spec.name!r}, which knows nothing of truncated completions. "
             "Set it to False, or take an estimator with a critic, such as 'gae'"
@@ -196,7 +193,7 @@ def _check_losses(config: EstimatorConfig) -> None:
     if config.policy_loss == TRL_LOSS or not (config.use_vllm and config.vllm_importance_sampling_correction):
         return
     spec = POLICY_LOSSES.spec(config.policy_loss)
-    if not (_asks_for(spec, "rollout_is_weights") or spec.takes_any):
+    if not (spec.asks_for("rollout_is_weights") or spec.takes_any):
         raise InputError(
             f"policy_loss={spec.name!r} with use_vllm=True: it has no parameter rollout_is_weights, so it would leave "
             "out the weights that vllm_importance_sampling_correction asks for. Set that to False or choose another "

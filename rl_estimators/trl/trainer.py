@@ -81,6 +81,8 @@ class EstimatorTrainer(GRPOTrainer):
         bound.arguments["args"] = config
         self.estimator = ADV_ESTIMATORS.spec(config.estimator_name(self.adv_estimator))
         self.estimator_options = config.estimator_options(self.estimator)
+        ours = config.policy_loss != TRL_LOSS
+        self.policy_loss_options = config.policy_loss_options() if ours else {}
         functions = [token_reward_funcs] if callable(token_reward_funcs) else list(token_reward_funcs)
         refusals.check(self.estimator, config, bound.arguments, value_model, functions)
         self._token_reward_funcs = functions
@@ -96,7 +98,12 @@ class EstimatorTrainer(GRPOTrainer):
 
     def wants(self, name: str) -> bool:
         """Whether the estimator asks for the input ``name``."""
-        return name in self.estimator.required + self.estimator.optional
+        return self.estimator.asks_for(name)
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``, as TRL's metrics have it."""
+        return "train" if self.model.training else "eval"
 
     def _config(self, arguments: dict[str, Any]) -> EstimatorConfig:
         config = arguments.get("args")
@@ -219,14 +226,16 @@ class EstimatorTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint_folder)
-        if self.critic is not None and checkpoint_folder is not None:
-            self.critic.load(Path(checkpoint_folder) / checkpoint.FOLDER)
-        if checkpoint_folder is not None:
-            rollouts.load(self, Path(checkpoint_folder))
-        if self.args.kl_target is not None and checkpoint_folder is not None:
-            file = Path(checkpoint_folder) / _KL_FILE
-            if file.exists():  # else it is of a run without kl_target, and beta is where this one starts
-                self.kl_controller.value = json.loads(file.read_text())["value"]
+        if checkpoint_folder is None:
+            return
+        folder = Path(checkpoint_folder)
+        if self.critic is not None:
+            self.critic.load(folder / checkpoint.FOLDER)
+        rollouts.load(self, folder)
+        file = folder / _KL_FILE
+        if self.args.kl_target is not None and file.exists():
+            # else it is of a run without kl_target, and beta is where this one starts
+            self.kl_controller.value = json.loads(file.read_text())["value"]
 
 
 def _end_tokens(trainer: GRPOTrainer) -> list[int]:

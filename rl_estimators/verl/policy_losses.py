@@ -122,7 +122,7 @@ def _from_config(spec: Spec, config: Any) -> dict[str, Any]:
 
 
 def _weights(spec: Spec, weights: Tensor) -> Tensor:
-    if "rollout_is_weights" not in spec.optional + spec.required and not spec.takes_any:
+    if not (spec.asks_for("rollout_is_weights") or spec.takes_any):
         raise InputError(
             f"{spec.name} has no parameter rollout_is_weights, so it would leave out the weights that "
             "algorithm.rollout_correction.rollout_is asks for; set that to null or choose another policy loss"

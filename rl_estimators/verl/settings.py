@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rl_estimators import patching
 from rl_estimators.errors import EstimatorError, InputError, PatchError, UnknownNameError
 from rl_estimators.hints import did_you_mean
@@ -208,7 +206,7 @@ def _check_loss(config: Any, path: str, kind: _Kind, name: str, given: Mapping[s
     if "global_batch_info" in given:
         raise InputError(f"{path}.global_batch_info: verl counts it itself in every update; leave it out")
     named_options.check(path, spec, given, hidden=_VERLS)
-    if spec.function.__module__.startswith(f"{__package__.partition('.')[0]}."):
+    if spec.is_ours:
         _try(path, kind, spec, kind.options(spec, _select(config, kind.section), given))
 
 
@@ -290,9 +288,9 @@ def _check_mode(config: Any) -> None:
 
 
 def _try(path: str, kind: _Kind, spec: Spec, options: Mapping[str, Any]) -> None:
-    """Have a loss of ours look at its options, which is where ranges are checked."""
+    """The ranges of a loss's options, its own and those that verl's configuration sets."""
     try:
-        spec({**dict.fromkeys(kind.inputs, torch.zeros(1, 1)), **options})
+        named_options.try_out(spec, kind.inputs, options)
     except InputError as error:
         raise InputError(f"{path}: {error}; what is not given comes from {kind.section}") from None
 

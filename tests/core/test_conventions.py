@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from by_hand import close, estimate, matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import cases, conventions, definitions, groups, returns
@@ -32,20 +33,6 @@ BENIGN = ["ragged_prefix", "holes", "all_masked_rows", "nan_at_masked", "nan_sco
 
 def written(options):
     return "-".join(f"{name}={value}" for name, value in options.items()) or "defaults"
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def close(actual, *rows):
-    torch.testing.assert_close(actual, matrix(*rows), rtol=1e-12, atol=1e-12)
-
-
-def estimate(name, rewards, mask=None, **kwargs):
-    rewards = matrix(*rewards)
-    mask = torch.ones_like(rewards) if mask is None else matrix(*mask)
-    return rl_estimators.estimate(name, token_level_rewards=rewards, response_mask=mask, **kwargs)
 
 
 # ---- whitening: the function over all cases, the wiring of each estimator over some

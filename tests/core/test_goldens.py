@@ -7,24 +7,11 @@ import math
 
 import pytest
 import torch
+from by_hand import close, estimate, matrix
 
 import rl_estimators
 
 ROOT2 = math.sqrt(2)
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def close(actual, *rows):
-    torch.testing.assert_close(actual, matrix(*rows), rtol=1e-12, atol=1e-12)
-
-
-def estimate(name, rewards, mask=None, **kwargs):
-    rewards = matrix(*rewards)
-    mask = torch.ones_like(rewards) if mask is None else matrix(*mask)
-    return rl_estimators.estimate(name, token_level_rewards=rewards, response_mask=mask, **kwargs)
 
 
 # ---- gae

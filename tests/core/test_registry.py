@@ -112,6 +112,21 @@ class TestSignatures:
             [0.0, 3.0],
         ]
 
+    def test_asking_for_an_input(self, registry):
+        """By name, required or not: what ``**kwargs`` would take is not asked for, and an option is no input."""
+
+        @registry.register("mine")
+        def mine(token_level_rewards, response_mask, values=None, gamma=1.0, **kwargs): ...
+
+        spec = registry.spec("mine")
+        asked = [name for name in ("response_mask", "values", "gamma", "index") if spec.asks_for(name)]
+        assert asked == ["response_mask", "values"]
+
+    def test_whose_it_is(self, registry):
+        registry.register("mine")(lambda token_level_rewards: token_level_rewards)
+        assert not registry.spec("mine").is_ours
+        assert ADV_ESTIMATORS.spec("grpo").is_ours
+
 
 class TestNames:
     def test_unknown(self):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from by_hand import close, estimate, matrix
 from reference import cases, returns, tolerance
 from reference.tensors import MASKS, arrays_of, as_tensor, epsilon_of, tensors_of, working_dtype
 
@@ -18,23 +19,8 @@ NAMES = list(returns.ESTIMATORS)
 WITH_VALUES = list(returns.WITH_VALUES)
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=torch.float64)
-
-
 def vector(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
-
-
-def close(actual, *rows):
-    """Short sums and products in float64: 1e-12 leaves room for rounding only."""
-    torch.testing.assert_close(actual, matrix(*rows), rtol=1e-12, atol=1e-12)
-
-
-def estimate(name, rewards, mask=None, **kwargs):
-    rewards = matrix(*rewards)
-    mask = torch.ones_like(rewards) if mask is None else matrix(*mask)
-    return rl_estimators.estimate(name, token_level_rewards=rewards, response_mask=mask, **kwargs)
 
 
 # ---- against the reference

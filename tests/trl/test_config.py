@@ -318,6 +318,18 @@ def test_a_default_of_the_class_gives_way():
         made(PPOConfig, adv_estimator="mc", lam=0.9)
 
 
+def test_an_option_by_name_wins_over_a_default_of_the_class():
+    """PPOConfig has lam 0.95, gamma 1 and cliprange_value 0.2: who sets one by name has set it once."""
+    options = {"lam": 0.9, "gamma": 0.99}
+    config = made(PPOConfig, adv_estimator_kwargs=options)
+    assert config.estimator_options(ADV_ESTIMATORS.spec("gae")) == options
+    config = made(PPOConfig, value_loss_kwargs={"cliprange_value": 0.1})
+    assert config.value_loss_options() == {"cliprange_value": 0.1}
+    message = "adv_estimator 'gae': lam is 0.9 among its options, but lam says 0.8"
+    with pytest.raises(InputError, match=message):
+        made(PPOConfig, adv_estimator="gae", adv_estimator_kwargs=options, lam=0.8)
+
+
 @pytest.mark.parametrize("name", ["rloo", "opo", "remax", "reinforce"])
 def test_unscaled_as_they_are(name):
     config = made(adv_estimator=name, scale_rewards="none")

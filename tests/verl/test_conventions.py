@@ -12,28 +12,6 @@ pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 KEY = "+algorithm.adv_estimator_kwargs"
 
 
-@pytest.fixture(scope="module")
-def compose():
-    """verl's real configuration with overrides as Hydra reads them from a command line."""
-    pytest.importorskip("verl.trainer.ppo.utils")
-    from hydra import compose, initialize_config_module
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        stock = compose(
-            "ppo_trainer", ["actor_rollout_ref.rollout.n=2"]
-        )  # verl's default of 1 makes no groups
-
-    def with_overrides(*overrides):
-        config = stock.copy()
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        return config
-
-    return with_overrides
-
-
 def start(config):
     from verl.trainer.ppo.utils import need_critic
 

@@ -29,12 +29,10 @@ NO_BASELINES = (
 
 
 @pytest.fixture(scope="module")
-def compose():
+def compose(overridden):
     """A trainer's own configuration, whose ``searchpath`` is written for verl's repository as working directory."""
     pytest.importorskip("verl.trainer.ppo.core_algos")
     from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     @functools.cache
     def stock(trainer):
@@ -42,13 +40,7 @@ def compose():
         with initialize_config_dir(str(folder), version_base=None):
             return compose(TRAINERS[trainer], overrides=OVERRIDES)
 
-    def with_overrides(trainer, *overrides):
-        config = stock(trainer).copy()
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        return config
-
-    return with_overrides
+    return lambda trainer, *overrides: overridden(stock(trainer), *overrides)
 
 
 def need_critic(config):

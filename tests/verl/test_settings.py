@@ -21,7 +21,7 @@ PPO = [f"{POLICY}.name=ppo_clip"]
 
 @pytest.fixture(scope="module")
 def stock():
-    """verl's real configuration, in struct mode as `main_ppo` has it."""
+    """verl's real configuration as it is, in struct mode as `main_ppo` has it."""
     core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
     from hydra import compose, initialize_config_module
 
@@ -30,21 +30,6 @@ def stock():
     policy_losses.offer(core_algos)
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer")
-
-
-@pytest.fixture
-def compose(stock):
-    """The configuration with overrides, read by Hydra's own parser; to compose it anew each time takes a second."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    def with_overrides(*overrides):
-        config = stock.copy()
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        return config
-
-    return with_overrides
 
 
 @pytest.fixture

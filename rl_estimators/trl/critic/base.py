@@ -37,6 +37,7 @@ class Critic(ABC):
         self.module = module
         self.updates = Updates(trainer, module)
         self._means = TokenMeans(trainer.accelerator)
+        self._loss_options = trainer.args.value_loss_options()
 
     @abstractmethod
     def values(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ class Critic(ABC):
             returns=rows["returns"],
             response_mask=mask,
             global_batch_info=counts,
-            **config.value_loss_options(),
+            **self._loss_options,
         )
         self._means.add(loss / counts["dp_size"], metrics, mask)
         weighted: Tensor = config.vf_coef * loss
