@@ -1,17 +1,27 @@
-"""Every group estimator of ours counts a session once, as verl does for the name `grpo` only."""
+"""What the v1 trainer's rows are to our estimators, where it still has their keys.
 
+An estimator that asks for `reward_components` gets what the reward function returned beside its score, which the
+trainer does not fetch for the advantage step. And every group estimator of ours counts a session once, as verl does
+for the name `grpo` only.
+"""
+
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
-from rl_estimators.verl import sessions
+from rl_estimators.verl import reward_info, sessions
 from rl_estimators.verl.core_algos import estimator_name
 
 
 def wrap(original: Function) -> Function:
+    parameters = inspect.signature(original)
+
     def compute_advantage_for_multi_trajectories(
         data: Any, batch_keys: Sequence[str], adv_estimator: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        given = parameters.bind(data, batch_keys, adv_estimator, *args, **kwargs).arguments
+        reward_info.attach(data, batch_keys, adv_estimator, given.get("config"))
         if not sessions.is_group_estimator(estimator_name(adv_estimator)):
             return original(data, batch_keys, adv_estimator, *args, **kwargs)
         return sessions.compute(original, data, batch_keys, adv_estimator, *args, **kwargs)
@@ -30,7 +40,10 @@ PATCH = Patch(
         "config=None)"
     ),
     upstream="https://github.com/verl-project/verl/blob/v0.9.1/verl/trainer/ppo/v1/utils.py#L148",
-    remove_when="verl reduces sessions for every estimator that takes `index`",
+    remove_when=(
+        "verl reduces sessions for every estimator that takes `index`, and its v1 trainer brings reward_extra_info to "
+        "the advantage step"
+    ),
     wrap=wrap,
     reviewed={"0.9.0": "d973cc8aec79", "0.9.1": "d973cc8aec79"},
 )

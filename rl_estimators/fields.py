@@ -70,8 +70,8 @@ FIELDS: Mapping[str, Field] = {
     ),
     "reward_components": Field(
         ("B", "K"), "float", "each response's K rewards, before they are weighed and summed",
-        "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]` for what the reward function returns beside its "
-        "score (with `trainer.use_v1=False`: the v1 trainer does not bring it to the advantage step)",
+        "`+algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]`: the names under which the reward function returns "
+        "them, in a dictionary beside its `score`",
         "the rewards of each of `reward_funcs`, always there",
     ),
     "old_log_probs": Field(

@@ -120,18 +120,35 @@ def _components(
             "gdpo needs rewards to take apart: pass reward_components, (B, K), or in verl name the columns in which "
             "the reward function returns them, +algorithm.adv_estimator_kwargs.reward_keys=[NAME,...]"
         )
-    wide = torch.promote_types(rewards.dtype, torch.float32)
-    return torch.stack([_column(key, columns, len(rewards)) for key in keys], dim=-1).to(rewards.device, wide)
+    return stack_columns("gdpo", keys, columns, rewards)
 
 
-def _column(key: str, columns: Mapping[str, Any], rows: int) -> Tensor:
-    check_choice("gdpo", "a name in reward_keys", key, sorted(columns))
+def stack_columns(owner: str, keys: Sequence[str], columns: Mapping[str, Any], like: Tensor) -> Tensor:
+    """Columns of verl's batch as components ``(B, K)``, in fp32 or wider and on the device of ``like``.
+
+    Args:
+        owner: Whom a message is to name.
+        keys: Names of the K columns.
+        columns: The columns by name, ``(B,)`` each.
+        like: The ``(B, T)`` rewards.
+
+    Raises:
+        InputError: there is no such column, or it holds what is no number or of another shape.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return torch.stack([_column(owner, key, columns, len(like)) for key in keys], dim=-1).to(
+        like.device, wide
+    )
+
+
+def _column(owner: str, key: str, columns: Mapping[str, Any], rows: int) -> Tensor:
+    check_choice(owner, "a name in reward_keys", key, sorted(columns))
     try:
         column = np.asarray(columns[key]).astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"gdpo: column {key!r} holds what is no number: {error}") from error
+        raise InputError(f"{owner}: column {key!r} holds what is no number: {error}") from error
     if column.shape != (rows,):
-        raise InputError(f"gdpo: column {key!r} has shape {column.shape}, expected ({rows},)")
+        raise InputError(f"{owner}: column {key!r} has shape {column.shape}, expected ({rows},)")
     return torch.from_numpy(column)
 
 

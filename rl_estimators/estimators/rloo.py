@@ -1,7 +1,7 @@
 """RLOO: the mean of the prompt's other samples, the response itself left out, as baseline.
 
 Source: Ahmadian et al., Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback
-in LLMs, the REINFORCE leave-one-out estimator (https://arxiv.org/abs/2402.14740).
+in LLMs, section 2.3 (https://arxiv.org/abs/2402.14740).
 """
 
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from rl_estimators.fields import check_choice
 from rl_estimators.registry import Estimate
 
 
-@register_adv_est("rloo", source="https://arxiv.org/abs/2402.14740 RLOO")
+@register_adv_est("rloo", source="https://arxiv.org/abs/2402.14740 section 2.3")
 @compat(verl={"singleton": "raw"}, trl={"singleton": "zero"})
 def rloo(
     token_level_rewards: Tensor,

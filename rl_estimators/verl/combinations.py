@@ -32,7 +32,7 @@ def check(name: str, spec: Spec, config: Any, options: Mapping[str, Any]) -> Non
             f"algorithm.use_pf_ppo=True and {_KEY}={name}: verl reweighs the batch for the name gae only, so it would "
             f"have no effect; set algorithm.use_pf_ppo=False, or {_KEY}=gae"
         )
-    if not str(getattr(spec.function, "__module__", None)).startswith("rl_estimators."):
+    if not spec.is_ours:
         return
     _check_groups(name, spec, config, options)
     if config.algorithm.get("use_kl_in_reward") and config.algorithm.kl_ctrl.kl_coef != 0:

@@ -17,7 +17,7 @@ from rl_estimators.calls import estimate
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
-from rl_estimators.verl import batch, core_algos, step_metrics
+from rl_estimators.verl import batch, core_algos, reward_keys, step_metrics
 
 __all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
 
@@ -48,6 +48,7 @@ def as_verl(name: str) -> Callable[..., Estimate]:
     ) -> Estimate:
         given = {**batch.inputs(), **inputs, **options(ADV_ESTIMATORS.spec(name), config)}
         given |= {"token_level_rewards": token_level_rewards, "response_mask": response_mask}
+        given = reward_keys.resolve(ADV_ESTIMATORS.spec(name), given)
         _require_hooks(name, given)
         with collect_metrics() as metrics:
             result = estimate(name, **{"masked_rewards": "carry", **given})

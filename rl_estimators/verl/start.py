@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from rl_estimators import patching
 from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
-from rl_estimators.verl import combinations, core_algos, greedy, named_options
+from rl_estimators.verl import combinations, core_algos, greedy, named_options, reward_keys
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
 
@@ -107,16 +105,15 @@ def _refuse_greedy(name: str, spec: Spec | None) -> None:
 
 
 def _check_inputs(name: str, spec: Spec, config: Any) -> None:
-    asked = (*spec.required, *spec.optional)
     for needed in spec.required:
         if needed in _PROVIDED and not _PROVIDED[needed](config):
             raise InputError(_cannot(name, needed))
     v1 = config.trainer.get("use_v1", True)
-    if "reward_components" in asked and (v1 or not options(spec, config.algorithm).get("reward_keys")):
+    if reward_keys.missing(spec, options(spec, config.algorithm)):
         raise InputError(_cannot(name, "reward_components"))
-    if set(asked) - _HANDED_OVER:
+    if {*spec.required, *spec.optional} - _HANDED_OVER:
         patching.require("verl_inputs", purpose=f"{_KEY}={name}")
-    if "index" in asked and v1:
+    if v1 and (spec.asks_for("index") or spec.asks_for("reward_components")):
         patching.require("verl_sessions", purpose=f"{_KEY}={name}")
 
 
@@ -130,27 +127,22 @@ def _check_options(name: str, spec: Spec, config: Any) -> None:
     path = f"algorithm.{OPTIONS_KEY}"
     given = options(spec, config.algorithm)
     of_all = {"masked_rewards": given.pop("masked_rewards", "carry")}  # an option of `estimate` itself
+    not_its = {*of_all, reward_keys.OPTION} if reward_keys.read_here(spec) else of_all
     own = named_options.plain(config.algorithm.get(OPTIONS_KEY)) or {}
-    named_options.check(path, spec, {option: value for option, value in own.items() if option not in of_all})
+    named_options.check(path, spec, {option: value for option, value in own.items() if option not in not_its})
     try:
         check_choice(spec.name, "masked_rewards", of_all["masked_rewards"], ("drop", "carry"))
+        given = reward_keys.on_nothing(spec, given)
         spec.options_from(given)
-        if (
-            str(spec.function.__module__).startswith("rl_estimators.")
-            and "reward_components" not in spec.optional
-        ):
-            fields = (*spec.required, *(field for field in spec.optional if _at_hand(field, config)))
-            spec({**{field: _nothing(field) for field in fields}, **given})
+        if spec.is_ours:
+            at_hand = [field for field in spec.optional if _at_hand(field, config)]
+            named_options.try_out(spec, [*spec.required, *at_hand], given)
     except InputError as error:
         raise InputError(f"{_KEY}={name}: {error} Options stand in {path}.NAME.") from None
 
 
 def _at_hand(field: str, config: Any) -> bool:
     return field not in _PROVIDED or _PROVIDED[field](config)
-
-
-def _nothing(field: str) -> Any:
-    return ["a"] if field == "index" else torch.zeros([1] * len(FIELDS[field].dims))
 
 
 def _with_critic(config: Any) -> bool:

@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 OPTIONS = "+algorithm.adv_estimator_kwargs"
 TWO = "actor_rollout_ref.rollout.n=2"
 KL = ["algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0.1"]
-LEGACY = "trainer.use_v1=False"
 GROUPS = ("gdpo", "gpg", "grpo", "grpo_passk", "maxrl", "opo", "reinforce_pp_baseline", "rloo")
 
 
@@ -43,7 +42,7 @@ def start():
 
 
 def keys(name):
-    return [f"{OPTIONS}.reward_keys=[a]", LEGACY] if name == "gdpo" else []
+    return [f"{OPTIONS}.reward_keys=[a]"] if name == "gdpo" else []
 
 
 def test_the_table_is_complete():
@@ -118,7 +117,7 @@ def test_gdpos_keys_of_verl(start):
     uids = list("ppqq")
 
     def through_verl(*overrides):
-        config = start("rle_gdpo", TWO, LEGACY, *overrides)
+        config = start("rle_gdpo", TWO, *overrides)
         non_tensors = {
             name: np.array(column, dtype=object) for name, column in (*columns.items(), ("uid", uids))
         }

@@ -9,8 +9,8 @@ import rl_estimators
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
-# The trainer has no components for gdpo; remax decodes greedily and has runs of its own (test_main_ppo_remax.py).
-NAMES = [name for name in rl_estimators.list_adv_est() if name not in ("gdpo", "remax")]
+# remax decodes greedily and has runs of its own (test_main_ppo_remax.py)
+NAMES = [name for name in rl_estimators.list_adv_est() if name != "remax"]
 REFERENCE = {**definitions.ESTIMATORS, **groups.ESTIMATORS, **returns.ESTIMATORS}
 COLUMNS = {
     **definitions.INPUTS,
@@ -24,6 +24,8 @@ def expected(name, record):
     given = dict(zip(columns, runs.arrays(record, *columns), strict=True))
     if "index" in COLUMNS[name]:
         given["index"] = runs.uids(record)
+    if name == "gdpo":
+        given |= runs.components(record)
     return REFERENCE[name](**given, **({"lam": 0.9} if name in ("gae", "decoupled_gae", "turn_gae") else {}))
 
 
@@ -33,7 +35,10 @@ def test_every_estimator_trains_a_step(tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "recorder,carousel")
     monkeypatch.setenv("RLE_TEST_ESTIMATORS", ",".join(f"rle_{name}" for name in NAMES))
     overrides = ["algorithm.lam=0.9", "algorithm.use_kl_in_reward=False"]  # maxrl wants scores of at least 0
-    rows = runs.smoke().run("rle_gae", steps=len(NAMES), out=tmp_path / "out", answers=4, overrides=overrides)
+    overrides += [*runs.returning_components(monkeypatch), "critic.enable=True"]  # gdpo passes the start
+    rows = runs.smoke().run(
+        "rle_gdpo", steps=len(NAMES), out=tmp_path / "out", answers=4, overrides=overrides
+    )
     steps = records()
     assert [record["adv_estimator"] for record in steps] == [f"rle_{name}" for name in NAMES]
     for name, record, row in zip(NAMES, steps, rows, strict=True):

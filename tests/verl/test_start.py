@@ -13,28 +13,6 @@ pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 OPTIONS = "+algorithm.adv_estimator_kwargs"
 
 
-@pytest.fixture(scope="module")
-def compose():
-    """verl's real configuration with overrides, read by Hydra's own parser; to compose it anew takes a second."""
-    pytest.importorskip("verl.trainer.ppo.utils")
-    from hydra import compose, initialize_config_module
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        stock = compose(
-            "ppo_trainer", ["actor_rollout_ref.rollout.n=2"]
-        )  # verl's default of 1 makes no groups
-
-    def with_overrides(*overrides):
-        config = stock.copy()
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
-        return config
-
-    return with_overrides
-
-
 def need_critic(config):
     from verl.trainer.ppo.utils import need_critic
 
@@ -305,21 +283,48 @@ def test_a_lambda_out_of_range(compose):
         need_critic(compose("algorithm.adv_estimator=rle_gae", "algorithm.lam=7.0"))
 
 
-def test_reward_components(compose):
-    keys = "+algorithm.adv_estimator_kwargs.reward_keys=[a]"
-    with pytest.raises(
-        InputError, match=r"adv_estimator=rle_gdpo needs reward_components .* does not provide; set"
-    ):
-        need_critic(compose("algorithm.adv_estimator=rle_gdpo", keys))
-    assert need_critic(compose("algorithm.adv_estimator=rle_gdpo", keys, "trainer.use_v1=False")) is False
+def test_reward_components(compose, asks_for):
+    """Both trainers bring them, under the names that the configuration gives."""
+    gdpo = "algorithm.adv_estimator=rle_gdpo"
+    message = (
+        r"adv_estimator=rle_gdpo needs reward_components \(each response's K rewards, .* does not provide; set "
+        r"`\+algorithm.adv_estimator_kwargs.reward_keys=\[NAME,...\]`: the names under which the reward function returns"
+    )
+    for trainer in ("trainer.use_v1=True", "trainer.use_v1=False"):
+        for keys in (f"{OPTIONS}.reward_keys=[a]", "+algorithm.gdpo_reward_keys=[a]"):
+            assert need_critic(compose(gdpo, keys, trainer)) is False
+        with pytest.raises(InputError, match=message):
+            need_critic(compose(gdpo, trainer))
+    asks_for("reward_components")
+    with pytest.raises(InputError, match="adv_estimator=asks needs reward_components"):
+        need_critic(compose("algorithm.adv_estimator=asks"))
+    assert need_critic(compose("algorithm.adv_estimator=asks", f"{OPTIONS}.reward_keys=[a]")) is False
 
 
-def test_a_group_estimator_needs_its_sessions(compose, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["reward_keys=a"], "reward_keys is 'a', expected a list of the names under which the reward function returns"),
+        (["reward_keys=[a,b]", "weights=[1.0]"], "weights is .*, expected 2 finite numbers, one for each reward"),
+        (["reward_keys=[a,b]", "norm_level=batch"], "norm_level is 'batch', expected one of sequence, token"),
+    ],
+)  # fmt: skip
+def test_options_of_gdpo(compose, options, message):
+    given = [f"{OPTIONS}.{option}" for option in options]
+    with pytest.raises(InputError, match=rf"^algorithm.adv_estimator=rle_gdpo: gdpo: {message}"):
+        need_critic(compose("algorithm.adv_estimator=rle_gdpo", *given))
+
+
+@pytest.mark.parametrize(("name", "keys"), [("rle_rloo", []), ("asks", [f"{OPTIONS}.reward_keys=[a]"])])
+def test_what_the_v1_trainers_rows_hold_needs_its_hook(compose, asks_for, monkeypatch, name, keys):
+    asks_for("reward_components")
     (status,) = (status for status in patching.report() if status.patch.name == "verl_sessions")
     off = patching.Status(status.patch, patching.State.DISABLED, "by hand")
     monkeypatch.setitem(patching._statuses, "verl_sessions", off)
-    with pytest.raises(PatchError, match=r"adv_estimator=rle_rloo needs a hook .* verl_sessions: disabled"):
-        need_critic(compose("algorithm.adv_estimator=rle_rloo"))
+    chosen = f"algorithm.adv_estimator={name}"
+    with pytest.raises(PatchError, match=rf"adv_estimator={name} needs a hook .* verl_sessions: disabled"):
+        need_critic(compose(chosen, *keys))
+    assert need_critic(compose(chosen, *keys, "trainer.use_v1=False")) is False
 
 
 def test_gamma_as_an_argument_of_verls_call(compose):
