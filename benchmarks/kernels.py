@@ -29,6 +29,7 @@ warnings.filterwarnings("ignore")
 
 import verl.utils.torch_functional as verl_functional  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.workers.config import ActorConfig  # noqa: E402
 
 import rl_estimators  # noqa: E402
 from rl_estimators import backends, masked  # noqa: E402
@@ -37,14 +38,16 @@ from rl_estimators.whitening import whitened  # noqa: E402
 SHAPES = ((64, 1024), (256, 4096), (1024, 8192), (512, 32768))
 QUICK = ((8, 64), (64, 1024))
 CONFIG = SimpleNamespace(gamma=1.0)
-ACTOR = SimpleNamespace(
+ACTOR = ActorConfig(
+    strategy="fsdp",
+    rollout_n=1,
+    use_dynamic_bsz=True,
     clip_ratio=0.2,
     clip_ratio_low=0.2,
     clip_ratio_high=0.2,
-    global_batch_info={},
-    get=lambda name, other: other,
 )
-Call = Callable[[dict[str, Any]], Any]
+CLIP = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2}
+Call = Callable[..., Any]
 
 
 def inputs(rows: int, length: int, kind: str) -> dict[str, Any]:
@@ -79,6 +82,23 @@ def trained(loss: Call) -> Call:
         return x["new"].grad
 
     return call
+
+
+def policy_losses(
+    theirs: Call, name: str, mode: str = "token-mean", **options: Any
+) -> tuple[Call, Call, int]:
+    """A case: verl's loss and ours of that name, averaged alike and with verl's options, forward and backward."""
+
+    def verl(x: dict[str, Any]) -> Any:
+        return theirs(x["old"], x["new"], x["gain"], x["mask"], loss_agg_mode="token-mean", config=ACTOR)
+
+    def ours(x: dict[str, Any]) -> Any:
+        return rl_estimators.policy_loss(
+            name, old_log_prob=x["old"], log_prob=x["new"], advantages=x["gain"], response_mask=x["mask"],
+            loss_agg_mode=mode, **options,
+        )  # fmt: skip
+
+    return trained(verl), trained(ours), 24
 
 
 def verl_groups(x: dict[str, Any]) -> Any:
@@ -123,16 +143,15 @@ CASES: dict[str, tuple[Call, Call, int]] = {
         16,
     ),
     "groups": (verl_groups, our_groups, 0),
-    "policy loss": (
-        trained(lambda x: core_algos.compute_policy_loss_vanilla(x["old"], x["new"], x["gain"], x["mask"], "token-mean", ACTOR)),
-        trained(
-            lambda x: rl_estimators.policy_loss(
-                "ppo_clip", old_log_prob=x["old"], log_prob=x["new"], advantages=x["gain"], response_mask=x["mask"],
-                clip_ratio_c=3.0,
-            )
-        ),
-        24,
-    ),
+    "policy loss": policy_losses(core_algos.compute_policy_loss_vanilla, "ppo_clip", clip_ratio_c=3.0),
+    "gspo": policy_losses(core_algos.compute_policy_loss_gspo, "gspo", token_level=True, **CLIP),
+    "gmpo": policy_losses(core_algos.compute_policy_loss_geo_mean, "gmpo", "seq-mean-token-mean", **CLIP),
+    "cispo": policy_losses(core_algos.compute_policy_loss_cispo, "cispo", **CLIP),
+    "sapo": policy_losses(core_algos.compute_policy_loss_sapo, "sapo", "seq-mean-token-mean", tau_neg=1.05),
+    "gpg": policy_losses(core_algos.compute_policy_loss_gpg, "gpg"),
+    "reinforce": policy_losses(core_algos.compute_policy_loss_reinforce, "reinforce"),
+    "clip_cov": policy_losses(core_algos.compute_policy_loss_clip_cov, "clip_cov", **CLIP),
+    "kl_cov": policy_losses(core_algos.compute_policy_loss_kl_cov, "kl_cov", ppo_kl_coef=0.1),
     "value loss": (
         trained(lambda x: core_algos.compute_value_loss(x["new"], x["gain"], x["old"], x["mask"], 0.5)),
         trained(
@@ -143,6 +162,9 @@ CASES: dict[str, tuple[Call, Call, int]] = {
         24,
     ),
 }  # fmt: skip
+
+
+LOSSES = [case for case, (call, _, _) in CASES.items() if call.__qualname__.startswith("trained")]
 
 
 def available() -> list[str]:
@@ -181,12 +203,15 @@ def contest(case: str, rows: int, length: int, kind: str, names: list[str], repe
     return best
 
 
-def race(shapes: tuple[tuple[int, int], ...], names: list[str], quick: bool) -> Iterator[dict[str, Any]]:
+def race(
+    shapes: tuple[tuple[int, int], ...], backend_names: list[str], quick: bool
+) -> Iterator[dict[str, Any]]:
     """All cases; prints a line each."""
     for rows, length in shapes:
         repeats = 4 if rows * length > 1 << 22 else 25
         for kind in ("prefix", "holes"):
             for case in CASES:
+                names = ["torch"] if case in LOSSES else backend_names  # the losses are the same in all
                 seconds = contest(case, rows, length, kind, names, repeats)
                 ratios = {name: seconds["verl"] / seconds[name] for name in names}
                 share = {name: seconds["copy"] / seconds[name] for name in names}

@@ -9,6 +9,8 @@ to, ``masked_rewards="carry"``.
 import torch
 from torch import Tensor
 
+from rl_estimators.backends.rows import blocks, empty
+from rl_estimators.backends.torch_rows import block_elements
 from rl_estimators.masked import as_mask
 from rl_estimators.metrics import count
 
@@ -26,15 +28,35 @@ def carry_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
         response_mask: ``(B, T)``, nonzero on valid tokens.
 
     Returns:
-        ``(B, T)``; the same tensor if there is nothing to carry.
+        ``(B, T)``; the same tensor if no masked token has a reward.
     """
-    mask = as_mask(response_mask)
-    stray = ~mask & (rewards != 0)  # NaN != 0
+    rows = _rows_with_strays(rewards, response_mask).nonzero()[:, 0]
+    if not len(rows):
+        count("carried_rewards", lambda: rows.new_zeros(()))
+        count("ignored_rewards", lambda: rows.new_zeros(()))
+        return rewards
+    out = empty(tuple(rewards.shape), rewards.dtype, rewards.device).copy_(rewards)
+    out[rows] = _carry(rewards[rows], as_mask(response_mask[rows]))
+    return out
+
+
+def _rows_with_strays(rewards: Tensor, response_mask: Tensor) -> Tensor:
+    """``(B,)`` bool: a masked token has a reward.
+
+    Hardly any response has one, so the whole batch is only looked at, some rows at a time: on a CPU they stay in its cache.
+    """
+    found = [
+        (~as_mask(response_mask[part]) & (rewards[part] != 0)).any(-1)  # NaN != 0
+        for part in blocks(tuple(rewards.shape), block_elements(rewards))
+    ]
+    return torch.cat(found) if found else rewards.new_zeros(0, dtype=torch.bool)
+
+
+def _carry(rewards: Tensor, mask: Tensor) -> Tensor:
+    stray = ~mask & (rewards != 0)
     movable = stray & torch.isfinite(rewards) & mask.any(-1, keepdim=True)
     count("carried_rewards", lambda: movable.sum())
     count("ignored_rewards", lambda: (stray & ~movable).sum())
-    if not movable.any():
-        return rewards
     positions = torch.arange(rewards.shape[-1], device=rewards.device)
     before = torch.where(mask, positions, -1).cummax(-1).values
     first = mask.int().argmax(-1, keepdim=True)

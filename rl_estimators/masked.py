@@ -29,7 +29,6 @@ __all__ = [
     "Valid",
     "alone",
     "as_mask",
-    "centred",
     "group_ahead_of_others",
     "group_centred",
     "group_ids",
@@ -41,6 +40,7 @@ __all__ = [
     "grouped",
     "over_std",
     "scored",
+    "scored_rows",
     "select",
     "to_tokens",
     "valid",
@@ -91,18 +91,6 @@ def valid(token_level_rewards: Tensor, response_mask: Tensor, *others: Tensor) -
     rows = written & finite
     mask = mask & rows[:, None]
     return Valid(torch.where(mask, rewards, 0), mask, rows)
-
-
-def centred(x: Tensor, mask: Tensor) -> Tensor:
-    """The valid numbers minus their mean, exactly 0 if none differ; 0 elsewhere.
-
-    Args:
-        x: Any shape, finite where ``mask`` is true.
-        mask: Same shape, bool.
-    """
-    pivot = torch.where(mask, x, torch.inf).amin() if x.numel() else x.sum()
-    shifted = torch.where(mask, x - pivot, 0)
-    return torch.where(mask, shifted - shifted.sum() / mask.sum().clamp(min=1), 0)
 
 
 def group_ids(index: np.ndarray[Any, Any] | Sequence[Any] | Tensor, device: torch.device) -> Tensor:
@@ -168,9 +156,15 @@ def scored(
     index: np.ndarray[Any, Any] | Sequence[Any] | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`grouped`, without the mask: a reading and a writing of the batch less for who does not need it."""
-    found = backends.scores(token_level_rewards, response_mask)
-    scores = found.total.to(backends.work_dtype(token_level_rewards))
-    return scores, group_ids(index, scores.device), found.counts
+    return scored_rows(backends.scores(token_level_rewards, response_mask), token_level_rewards, index)
+
+
+def scored_rows(
+    read: backends.Rows, token_level_rewards: Tensor, index: np.ndarray[Any, Any] | Sequence[Any] | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`scored`, for who keeps what :func:`rl_estimators.backends.scores` has read, for :func:`to_tokens`."""
+    scores = read.total.to(backends.work_dtype(token_level_rewards))
+    return scores, group_ids(index, scores.device), read.counts
 
 
 def exact_sum(x: Tensor) -> Tensor:
@@ -181,9 +175,15 @@ def exact_sum(x: Tensor) -> Tensor:
     return x.sum(-1) if x.device.type == "mps" else x.double().sum(-1).to(x.dtype)  # mps has no fp64
 
 
-def to_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """``(B,)`` numbers on every valid token of their response, 0 elsewhere; the mask may have any dtype."""
-    return backends.spread(x, mask)
+def to_tokens(x: Tensor, mask: Tensor, read: backends.Rows | None = None) -> Tensor:
+    """``(B,)`` numbers on every valid token of their response, 0 elsewhere; the mask may have any dtype.
+
+    Args:
+        x: ``(B,)``.
+        mask: ``(B, T)``.
+        read: What a kernel found in that mask; then x is 0 in a response that is excluded there.
+    """
+    return backends.spread(x, mask, read)
 
 
 def group_sum(x: Tensor, ids: Tensor) -> Tensor:

@@ -123,15 +123,7 @@ def whitened(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
 def standardised(
     x: Tensor, mask: Tensor, rows: backends.Rows, how: Whitening = STANDARD, out: Tensor | None = None
 ) -> Tensor:
-    r"""As :func:`whitened`, with the rows' statistics from the kernel that made ``x``.
-
-    A row has n numbers, their sum s and sum of squares q less its pivot p. With all rows' pivots less one of them,
-    :math:`a = p - p_0`, and w from :class:`Whitening`,
-
-    .. math:: \bar x - p_0 = \frac{1}{W} \sum w (s + n a), \qquad
-        s^2 = \frac{1}{W - \mathrm{ddof}} \sum w (q + 2 b s + n b^2), \qquad b = p - \bar x
-
-    in fp64. Where no number differs from the pivot, all of it is exactly 0.
+    """As :func:`whitened`, with the rows' statistics from the kernel that made ``x``.
 
     Args:
         x: ``(B, T)``.
@@ -140,15 +132,9 @@ def standardised(
         how: The conventions.
         out: Where to write; ``x`` itself is fine.
     """
-    number = rows.number.to(rows.total.dtype)
-    weight = torch.ones_like(number) if how.weighting == "token" else 1 / number.clamp(min=1)
-    whole = (weight * number).sum()
-    pivot = rows.pivot.gather(0, rows.counts.byte().argmax(0, keepdim=True))[0] if len(x) else number.sum()
-    apart = torch.where(rows.counts, rows.pivot - pivot, 0)
-    shift = (weight * (rows.total + number * apart)).sum() / whole.clamp(min=1)
-    off = apart - shift
-    squares = weight * (rows.squares + off * (2 * rows.total + number * off))
-    variance = squares.sum().clamp(min=0) / (whole - how.ddof).clamp(min=1)
+    if not x.numel():
+        return x if out is None else out
+    pivot, shift, variance = backends.pooled(rows, how.weighting == "sequence", how.ddof)
     return backends.standardise(x, mask, rows, pivot, shift, _inverse(variance, how), out)
 
 

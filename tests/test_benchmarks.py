@@ -44,9 +44,18 @@ def test_every_case_is_timed(kernels, tmp_path, capsys):
 
 @pytest.mark.verl
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ["gae", "reinforce_pp", "remax", "policy loss", "value loss"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "gae", "reinforce_pp", "remax", "whitening", "policy loss", "gspo", "cispo", "sapo", "gpg", "reinforce",
+        "kl_cov", "value loss",
+    ],
+)  # fmt: skip
 def test_contestants_compute_the_same(kernels, case):
-    """On prefix masks of finite numbers, at valid tokens; a race between different things would be none."""
+    """On prefix masks of finite numbers, at valid tokens; a race between different things would be none.
+
+    Not gmpo, where verl lets each token's own advantage choose the side of its clip, nor clip_cov, which draws.
+    """
     theirs, ours, _ = kernels.CASES[case]
     batch = kernels.inputs(6, 40, "prefix")
     valid = batch["mask"].bool()

@@ -28,6 +28,7 @@ __all__ = [
     "discounted_sum",
     "gae",
     "moments",
+    "pooled",
     "returns",
     "scores",
     "spread",
@@ -107,6 +108,29 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return rows
 
 
+def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Mean and variance of all rows together, from each row's statistics.
+
+    A row has n numbers, their sum s and sum of squares q less its pivot p. With all rows' pivots less one of them,
+    :math:`a = p - p_0`,
+
+    .. math:: \bar x - p_0 = \frac{1}{W} \sum w (s + n a), \qquad
+        s^2 = \frac{1}{W - \mathrm{ddof}} \sum w (q + 2 b s + n b^2), \qquad b = p - \bar x
+
+    in fp64. Where no number differs from the pivot, the last two are exactly 0.
+
+    Args:
+        rows: Of at least one row.
+        by_row: A row's numbers weigh w = 1 / n and W is the number of rows; else w = 1 and W is that of all numbers.
+        ddof: In [0, 1].
+
+    Returns:
+        :math:`p_0`, the mean less it, and the variance, 0-dim.
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _kernel("pooled", rows.pivot)(rows, by_row, ddof)
+    return found
+
+
 def standardise(
     x: Tensor,
     mask: Tensor,
@@ -134,11 +158,17 @@ def standardise(
     return out
 
 
-def spread(x: Tensor, mask: Tensor) -> Tensor:
-    """``(B, T)``, each row's number of ``(B,)`` on its valid tokens, 0 elsewhere."""
+def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
+    """``(B, T)``, each row's number of ``(B,)`` on its valid tokens, 0 elsewhere.
+
+    Args:
+        x: ``(B,)``, 0 in a response that is excluded.
+        mask: ``(B, T)`` in any dtype.
+        rows: From the function that looked at the mask first, so that it need not be read again.
+    """
     if not mask.numel():
         return x.new_zeros(mask.shape)
-    found: Tensor = _kernel("spread", x)(x.detach(), mask)
+    found: Tensor = _kernel("spread", x)(x.detach(), mask, rows)
     return found
 
 

@@ -55,7 +55,7 @@ def name_for(x: Tensor) -> str:
     device = x.device.type
     if name is None:
         name = next((backend for backend, serves in _DEVICE.items() if serves == device), "torch")
-        if importlib.util.find_spec(name) is None:
+        if not _installed(name):
             return "torch"
     serves = "cpu" if name == "triton" and _interpreted() else _DEVICE.get(name, device)
     return name if device == serves and _works(name) else "torch"
@@ -71,6 +71,12 @@ def _known(name: str | None, owner: str) -> str | None:
         hint = did_you_mean(str(name), BACKENDS)
         raise InputError(f"{owner} is {name!r}, expected one of {', '.join(BACKENDS)}.{hint}")
     return name
+
+
+@functools.cache
+def _installed(name: str) -> bool:
+    """Whether a backend's compiler can be imported; looked up once, for it searches every folder of the path."""
+    return name == "torch" or importlib.util.find_spec(name) is not None
 
 
 def _interpreted() -> bool:

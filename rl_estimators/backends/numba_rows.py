@@ -9,6 +9,7 @@ numba then keeps on disk beside the package or, where that cannot be written, in
 """
 
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,17 @@ from torch import Tensor
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
 
-__all__ = ["discounted_sum", "gae", "moments", "probe", "returns", "scores", "spread", "standardise"]
+__all__ = [
+    "discounted_sum",
+    "gae",
+    "moments",
+    "pooled",
+    "probe",
+    "returns",
+    "scores",
+    "spread",
+    "standardise",
+]
 
 Array = np.ndarray[Any, Any]
 _ELEMENTS = 1 << 20  # numbers that a thread has copied at a time, if they must be
@@ -32,10 +43,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="rl_estimators")
 
 
+# A child has none of its parent's threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
     """Run ``work`` on slices that cover all rows, side by side on torch's number of threads."""
     rows, length = shape
     threads = max(1, min(torch.get_num_threads(), rows // kernels.LANES, rows * length >> 16))
+    if threads == 1 and rows * length <= _ELEMENTS:
+        work(slice(None))
+        return
     share = -(-rows // threads)
     share += -share % kernels.LANES  # whole groups of rows that are scanned side by side
     shares = [slice(start, min(start + share, rows)) for start in range(0, rows, share)]
@@ -52,7 +71,7 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
 def _numbers(x: Tensor, some: slice, dtype: torch.dtype) -> Array:
     """Rows as an array in the working dtype, copied only if they are in another one or not contiguous."""
-    return x[some].detach().to(dtype).contiguous().numpy()
+    return x.detach()[some].to(dtype).contiguous().numpy()
 
 
 def _mask(mask: Tensor, some: slice) -> Array:
@@ -61,20 +80,27 @@ def _mask(mask: Tensor, some: slice) -> Array:
 
 
 def _rows(stats: Array) -> Rows:
-    numbers = torch.from_numpy(stats)
-    whole = numbers[:, kernels.EXTENT : kernels.NUMBER + 1].long()
-    return Rows(
-        numbers[:, kernels.WRITTEN] != 0,
-        whole[:, 1].contiguous(),
-        numbers[:, kernels.PIVOT],
-        numbers[:, kernels.TOTAL],
-        numbers[:, kernels.SQUARES],
-        whole[:, 0].contiguous(),
-    )
+    columns = torch.from_numpy(stats.T).unbind()
+    number, extent = columns[kernels.NUMBER].long(), columns[kernels.EXTENT].long()
+    written, pivot = columns[kernels.WRITTEN] != 0, columns[kernels.PIVOT]
+    return Rows(written, number, pivot, columns[kernels.TOTAL], columns[kernels.SQUARES], extent)
 
 
 def _statistics(rows: int) -> Array:
     return np.zeros((rows, len(kernels.FIELDS)))
+
+
+def _rates(discount: float | Tensor, rows: int, dtype: torch.dtype) -> Array | None:
+    """A discount for each row; None where all are 1."""
+    if not isinstance(discount, Tensor) and discount == 1:
+        return None
+    if isinstance(discount, Tensor):
+        return discount.to(dtype).expand(rows).contiguous().numpy()
+    return np.full(rows, _scalar(discount, dtype))
+
+
+def _part(x: Array | None, some: slice) -> Array | None:
+    return None if x is None else x[some]
 
 
 def _scalar(x: float, dtype: torch.dtype) -> Any:
@@ -88,13 +114,13 @@ def gae(
     dtype = work_dtype(rewards, values, last)
     advantages, targets = (empty(rewards.shape, dtype, rewards.device, place) for place in range(2))
     out, sums, stats = advantages.numpy(), targets.numpy(), _statistics(len(rewards))
-    end = as_work(last, rewards, dtype).numpy()
-    discount, decay = _scalar(gamma, dtype), _scalar(decay, dtype)
+    end, rates = as_work(last, rewards, dtype).contiguous().numpy(), _rates(decay, len(rewards), dtype)
+    discount = _scalar(gamma, dtype)
 
     def work(some: slice) -> None:
-        kernels.gae_rows(
+        kernels.scan_rows(
             _numbers(rewards, some, dtype), _numbers(values, some, dtype), _mask(mask, some), end[some],
-            discount, decay, out[some], sums[some], stats[some],
+            discount, _part(rates, some), None, out[some], sums[some], stats[some],
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -103,17 +129,17 @@ def gae(
 
 def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: Tensor | None = None) -> Scan:
     """See :func:`rl_estimators.backends.returns`."""
-    dtype = work_dtype(rewards, baselines)
-    totals = empty(rewards.shape, dtype, rewards.device, 0)
-    ahead = totals if baselines is None else empty(rewards.shape, dtype, rewards.device, 1)
-    out, sums, stats = ahead.numpy(), totals.numpy(), _statistics(len(rewards))
-    less = as_work(baselines, rewards, dtype).contiguous().numpy()
-    rates = torch.as_tensor(discount, dtype=dtype).expand(len(rewards)).contiguous().numpy()
+    dtype, above = work_dtype(rewards, baselines), baselines is not None
+    ahead = empty(rewards.shape, dtype, rewards.device, 0)
+    totals = empty(rewards.shape, dtype, rewards.device, 1) if above else ahead
+    out, sums, stats = ahead.numpy(), totals.numpy() if above else None, _statistics(len(rewards))
+    less = as_work(baselines, rewards, dtype).contiguous().numpy() if above else None
+    rates = _rates(discount, len(rewards), dtype)
 
     def work(some: slice) -> None:
-        kernels.return_rows(
-            _numbers(rewards, some, dtype), _mask(mask, some), rates[some], less[some], baselines is not None,
-            out[some], sums[some], stats[some],
+        kernels.scan_rows(
+            _numbers(rewards, some, dtype), None, _mask(mask, some), None, None, _part(rates, some),
+            _part(less, some), out[some], _part(sums, some), stats[some],
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -134,12 +160,20 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return _rows(stats)
 
 
+def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`rl_estimators.backends.pooled`."""
+    wanted = (rows.number, rows.pivot, rows.total, rows.squares)
+    number, start, total, squares = (x.contiguous().numpy() for x in wanted)
+    found = kernels.pool(number, start, total, squares, by_row, float(ddof))
+    pivot, shift, variance = torch.tensor(found, dtype=torch.float64).unbind()
+    return pivot, shift, variance
+
+
 def standardise(
     x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
-    extent = torch.full_like(rows.number, -1) if rows.extent is None else rows.extent  # -1: read the mask
-    number, reach = rows.number.numpy(), extent.numpy()
+    number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
     target = out.numpy()
 
@@ -169,12 +203,25 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
     return _rows(stats)
 
 
-def spread(x: Tensor, mask: Tensor) -> Tensor:
+def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     """See :func:`rl_estimators.backends.spread`."""
     out = empty(mask.shape, x.dtype, x.device)
     source, target = x.contiguous().numpy(), out.numpy()
-    _over_rows(mask.shape, lambda some: kernels.spread_rows(source[some], _mask(mask, some), target[some]))
+    number, extent = _reach(rows, len(x))
+    _over_rows(
+        mask.shape,
+        lambda some: kernels.spread_rows(
+            source[some], _mask(mask, some), number[some], extent[some], target[some]
+        ),
+    )
     return out
+
+
+def _reach(rows: Rows | None, size: int) -> tuple[Array, Array]:
+    """How many tokens of a row count and where they end; not the same, where that is not known: read the mask."""
+    if rows is None or rows.extent is None:
+        return np.zeros(size, np.int64), np.full(size, -1)
+    return rows.number.numpy(), rows.extent.numpy()
 
 
 def probe() -> None:

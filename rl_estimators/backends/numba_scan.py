@@ -4,13 +4,16 @@
     y_t = x_t + d y_{t+1}
 
 Each step waits for the one before it: a multiplication and an addition, some six cycles, in which a core could do
-dozens of both. So four responses advance side by side. That needs their numbers close together: read straight from the
-batch, whose rows of 2^k tokens all start at the same place in a page, twenty streams would evict each other from
-the first-level cache (measured: no gain over one row at a time). So a tile of each row is first copied to a small
-scratch, cleaned on the way; the four scratch rows are scanned; each is written out again. At 1024 x 8192 the scan
-takes 3 ms instead of 12, and the copying is what a processor does at the speed of its memory.
+dozens of both. So four responses advance side by side, each in a lane; a lane whose response is done takes the next
+one. That needs their numbers close together: read straight from the batch, whose rows of 2^k tokens all start at the
+same place in a page, twenty streams would evict each other from the first-level cache (measured: no gain over one row
+at a time). So a tile of each lane's row is first brought to a small scratch; the four scratch rows are scanned; each is
+written out again.
 
-No flag that would let the compiler fuse or reorder is set, but in :func:`_sums`, whose numbers are statistics.
+Nothing is computed behind a response's last valid token, and where a tile has no hole the mask is read once, to
+count, and leaves every loop: those are then plain loops over arrays, which the compiler turns into vector code.
+
+No flag that would let the compiler fuse or reorder is set, but where sums for statistics are taken.
 """
 
 from collections.abc import Callable
@@ -22,8 +25,8 @@ import numpy as np
 __all__ = [
     "FIELDS",
     "LANES",
-    "gae_rows",
-    "return_rows",
+    "pool",
+    "scan_rows",
     "score_rows",
     "spread_rows",
     "standardise_rows",
@@ -33,7 +36,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 LANES = 4
-TILE = 4096  # tokens; 4 rows of it with their masks take 80 KiB
+TILE = 4096  # tokens: 1024 x 8192 takes 12.4 ms with 1024, as short runs from right to left are slow to fetch, and 10.9
 FIELDS = WRITTEN, EXTENT, NUMBER, PIVOT, TOTAL, SQUARES = range(6)  # columns of the statistics, see rows.Rows
 
 
@@ -51,9 +54,178 @@ def _compiled(**options: Any) -> Callable[[F], F]:
     return decorator
 
 
+# ---- what a mask says
+
+
 @_compiled()
-def _advance(x, valid, discount, later, width):
-    """Scan four scratch rows from right to left; a masked token is no step."""
+def _number(mask):
+    """How many tokens are valid."""
+    number = 0
+    for t in range(len(mask)):
+        number += mask[t] != 0
+    return number
+
+
+@_compiled()
+def _look(mask):
+    """How many tokens are valid, and one beyond the last of them."""
+    number, end = 0, 0
+    for t in range(len(mask)):
+        on = mask[t] != 0
+        number += on
+        end = max(end, t + 1 if on else 0)
+    return number, end
+
+
+# ---- discounted sums and GAE
+
+
+@_compiled()
+def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, stats):
+    """Discounted sums of rewards, or of TD errors where there are values; numbers and mask are raw.
+
+    Args:
+        rewards: ``(B, T)``.
+        values: ``(B, T)``, or None.
+        mask: ``(B, T)``.
+        last: ``(B,)`` the value after each row's last valid token; read with values.
+        gamma: Read with values.
+        discount: ``(B,)``; None: 1 in every row, a step that has nothing to multiply and so takes half the time.
+        less: ``(B,)`` what is subtracted from a row's sums to give ``ahead``, or None.
+        ahead: ``(B, T)`` output, the sums.
+        sums: ``(B, T)`` output, the sums without ``less`` and plus the values; None where that is ``ahead``.
+        stats: ``(B, 6)`` output, which holds zeros: of the sums, but with ``less`` only which rows count.
+    """
+    rows, width = len(mask), min(mask.shape[1], TILE)
+    x = np.zeros((LANES, width + 64), rewards.dtype)  # 64: the rows do not start at the same place in a page
+    valid = np.zeros((LANES, width + 64), np.bool_)
+    following = np.zeros(width, rewards.dtype)
+    row, end, number = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    later, next_value = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)
+    rate = np.zeros(LANES, rewards.dtype)
+    coming = 0
+    while True:
+        for i in range(LANES):
+            if end[i] == 0:  # the lane is free
+                b = _next_row(mask, coming, ahead, sums, stats)
+                row[i], coming, later[i], x[i] = b, b + 1, 0, 0
+                if b < rows:
+                    end[i] = stats[b, EXTENT]
+                    rate[i] = 1 if discount is None else discount[b]
+                    next_value[i] = 0 if values is None else last[b]
+        if not end.any():
+            return
+        holes = False
+        for i in range(LANES):
+            if end[i] > 0:
+                b, low, high = row[i], (end[i] - 1) // TILE * TILE, end[i]
+                dense = stats[b, NUMBER] == stats[b, EXTENT]
+                number[i] = high - low if dense else _number(mask[b, low:high])
+                holes |= number[i] < high - low
+                next_value[i] = _bring(
+                    rewards, values, mask, b, low, high, number[i], gamma, next_value[i], x[i], valid[i], following
+                )  # fmt: skip
+        if holes:
+            _advance_over_holes(x, valid, rate, later, width)
+        elif discount is None:
+            _advance(x, None, later, width)
+        else:
+            _advance(x, rate, later, width)
+        for i in range(LANES):
+            if end[i] > 0:
+                b, low, high = row[i], (end[i] - 1) // TILE * TILE, end[i]
+                if number[i] == high - low:
+                    _write(x[i], None, b, low, high, values, less, ahead, sums, stats[b])
+                else:
+                    _write(x[i], valid[i], b, low, high, values, less, ahead, sums, stats[b])
+                end[i] = low
+                if low == 0 and not np.isfinite(later[i] if less is None else later[i] - less[b]):
+                    _exclude(b, values, mask, ahead, sums, stats)
+
+
+@_compiled()
+def _next_row(mask, b, ahead, sums, stats):
+    """The next row from b on that has a valid token; whatever stands behind its last one is 0."""
+    rows, length = mask.shape
+    while b < rows:
+        stats[b, NUMBER], stats[b, EXTENT] = _look(mask[b])
+        _clear(b, int(stats[b, EXTENT]), length, ahead, sums)
+        if stats[b, NUMBER] > 0:
+            return b
+        b += 1
+    return rows
+
+
+@_compiled()
+def _clear(b, low, high, ahead, sums):
+    ahead[b, low:high] = 0
+    if sums is not None:
+        sums[b, low:high] = 0
+
+
+@_compiled()
+def _exclude(b, values, mask, ahead, sums, stats):
+    """What is not finite has come through to the first token: nothing is left but the values, where finite."""
+    stats[b, EXTENT:] = 0
+    _clear(b, 0, mask.shape[1], ahead, sums)
+    if values is not None:
+        for t in range(mask.shape[1]):
+            if mask[b, t] != 0 and np.isfinite(values[b, t]):
+                sums[b, t] = values[b, t]
+
+
+@_compiled()
+def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, valid, following):
+    """Rewards, or r + gamma V' - V, on scratch, right where a token is valid; returns what the next tile has as V'."""
+    width = high - low
+    r, on = rewards[b, low:high], mask[b, low:high]
+    if number == width:
+        valid[:width] = True
+    else:
+        for t in range(width):
+            valid[t] = on[t] != 0
+    if values is None:
+        for t in range(width):
+            x[t] = r[t]
+        return next_value
+    v = values[b, low:high]
+    if number == width:  # no step waits for another
+        for t in range(width - 1):
+            x[t] = r[t] + gamma * v[t + 1] - v[t]
+        x[width - 1] = r[width - 1] + gamma * next_value - v[width - 1]
+        return v[0]
+    for k in range(width):  # as little as possible in the loop that must go step by step
+        t = numba.uintp(width - 1 - k)
+        following[t] = next_value
+        next_value = v[t] if valid[t] else next_value
+    for t in range(width):
+        x[t] = r[t] + gamma * following[t] - v[t]
+    return next_value
+
+
+@_compiled()
+def _advance(x, discount, later, width):
+    """Scan four scratch rows from right to left; without a discount it is 1."""
+    y0, y1, y2, y3 = later[0], later[1], later[2], later[3]
+    if discount is not None:
+        d0, d1, d2, d3 = discount[0], discount[1], discount[2], discount[3]
+    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+    for k in range(width):
+        t = numba.uintp(width - 1 - k)
+        y0 = x0[t] + (y0 if discount is None else d0 * y0)
+        y1 = x1[t] + (y1 if discount is None else d1 * y1)
+        y2 = x2[t] + (y2 if discount is None else d2 * y2)
+        y3 = x3[t] + (y3 if discount is None else d3 * y3)
+        x0[t] = y0
+        x1[t] = y1
+        x2[t] = y2
+        x3[t] = y3
+    later[0], later[1], later[2], later[3] = y0, y1, y2, y3
+
+
+@_compiled()
+def _advance_over_holes(x, valid, discount, later, width):
+    """As :func:`_advance`; a masked token is no step."""
     y0, y1, y2, y3 = later[0], later[1], later[2], later[3]
     d0, d1, d2, d3 = discount[0], discount[1], discount[2], discount[3]
     x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
@@ -75,189 +247,44 @@ def _advance(x, valid, discount, later, width):
     later[0], later[1], later[2], later[3] = y0, y1, y2, y3
 
 
-@_compiled(fastmath={"reassoc"})  # several partial sums at a time
-def _sums(x, valid, width, pivot):
-    """Sum and sum of squares of what is valid, less the pivot."""
-    total, squares = 0.0, 0.0
+@_compiled(fastmath={"reassoc"})  # several partial sums at a time; what is written is one operation each
+def _write(x, valid, b, low, high, values, less, ahead, sums, stats):
+    """Write a tile out, and add it to its row's statistics; the pivot is the first valid number that comes along."""
+    width = high - low
+    if stats[WRITTEN] == 0:
+        stats[WRITTEN] = 1
+        stats[PIVOT] = x[width - 1]  # the row's last valid token
+    out, pivot, total, squares = ahead[b, low:high], stats[PIVOT], 0.0, 0.0
     for t in range(width):
-        apart = np.float64(x[t]) - pivot if valid[t] else 0.0
-        total += apart
-        squares += apart * apart
-    return total, squares
-
-
-@_compiled()
-def _count(x, valid, width, number, stats):
-    """Add a tile to its row's statistics; the pivot is the first valid number that comes along."""
-    if number == 0:
-        return
-    if stats[NUMBER] == 0:
-        t = width - 1
-        while not valid[t]:
-            t -= 1
-        stats[PIVOT] = x[t]
-    total, squares = _sums(x, valid, width, stats[PIVOT])
-    stats[NUMBER] += number
+        on = True if valid is None else valid[t]
+        y = x[t] if less is None else x[t] - less[b]
+        out[t] = y if on else 0
+        if less is None:
+            apart = np.float64(y) - pivot if on else 0.0
+            total += apart
+            squares += apart * apart
+    if sums is not None:
+        also = sums[b, low:high]
+        for t in range(width):
+            on = True if valid is None else valid[t]
+            y = x[t] if values is None else x[t] + values[b, low + t]
+            also[t] = y if on else 0
     stats[TOTAL] += total
     stats[SQUARES] += squares
 
 
-@_compiled()
-def _read(numbers, mask, x, valid, low, stats):
-    """Copy a tile to scratch; returns how many of its tokens are valid. Numbers where none is are left alone."""
-    number = 0
-    for t in range(len(mask)):
-        number += mask[t] != 0
-    if number == 0:
-        valid[:] = False
-        return number
-    for t in range(len(mask)):
-        x[t] = numbers[t]
-        valid[t] = mask[t] != 0
-    if stats[EXTENT] == 0:  # the rightmost tile comes first
-        t = len(mask)
-        while not valid[t - 1]:
-            t -= 1
-        stats[EXTENT] = low + t
-    return number
-
-
-@_compiled()
-def _td_errors(x, valid, values, gamma, next_value, number, following):
-    """Turn rewards into r + gamma V' - V on valid tokens; returns the value that the tile on the left sees next."""
-    width = len(values)
-    if number == width:  # most tiles: no step waits for another
-        for t in range(width - 1):
-            x[t] = x[t] + gamma * values[t + 1] - values[t]
-        x[width - 1] = x[width - 1] + gamma * next_value - values[width - 1]
-        return values[0]
-    if number > 0:
-        for k in range(width):  # as little as possible in the loop that must go step by step
-            t = numba.uintp(width - 1 - k)
-            following[t] = next_value
-            next_value = values[t] if valid[t] else next_value
-        for t in range(width):
-            x[t] = x[t] + gamma * following[t] - values[t]
-    return next_value
-
-
-@_compiled()
-def gae_rows(rewards, values, mask, last, gamma, decay, advantages, targets, stats):
-    """GAE on raw inputs. Arrays are ``(B, T)``, ``last`` is ``(B,)``, ``stats`` is ``(B, 5)`` and holds zeros."""
-    rows, length = rewards.shape
-    x = np.zeros((LANES, TILE + 64), rewards.dtype)  # 64: the rows do not start at the same place in a page
-    valid = np.zeros((LANES, TILE + 64), np.bool_)
-    number = np.zeros(LANES, np.int64)
-    following = np.zeros(TILE, rewards.dtype)
-    decays = np.full(LANES, decay)
-    next_value, later = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)
-    for start in range(0, rows, LANES):
-        lanes = min(LANES, rows - start)
-        later[:] = 0
-        next_value[:lanes] = last[start : start + lanes]
-        for tile in range((length - 1) // TILE, -1, -1):
-            low, high = tile * TILE, min(tile * TILE + TILE, length)
-            width = high - low
-            for i in range(lanes):
-                b = start + i
-                number[i] = _read(rewards[b, low:high], mask[b, low:high], x[i], valid[i], low, stats[b])
-                next_value[i] = _td_errors(
-                    x[i], valid[i], values[b, low:high], gamma, next_value[i], number[i], following
-                )
-            if number.any():
-                _advance(x, valid, decays, later, width)
-            for i in range(lanes):
-                b = start + i
-                _write_gae(x[i], valid[i], values[b, low:high], advantages[b, low:high], targets[b, low:high])
-                _count(x[i], valid[i], width, number[i], stats[b])
-        for i in range(lanes):
-            b = start + i
-            stats[b, WRITTEN] = stats[b, NUMBER] > 0
-            if not np.isfinite(later[i]):  # what is not finite has come through to the first token
-                stats[b, EXTENT:] = 0
-                advantages[b] = 0
-                for t in range(length):
-                    targets[b, t] = values[b, t] if mask[b, t] != 0 and np.isfinite(values[b, t]) else 0
-
-
-@_compiled()
-def _write_gae(x, valid, values, advantages, targets):
-    for t in range(len(values)):
-        advantages[t] = x[t] if valid[t] else 0
-        targets[t] = x[t] + values[t] if valid[t] else 0
-
-
-@_compiled()
-def return_rows(rewards, mask, discount, less, with_less, ahead, totals, stats):
-    """Discounted sums on raw rewards, and what they are above ``less``; ``discount`` and ``less`` are ``(B,)``."""
-    rows, length = rewards.shape
-    x = np.zeros((LANES, TILE + 64), rewards.dtype)
-    valid = np.zeros((LANES, TILE + 64), np.bool_)
-    number = np.zeros(LANES, np.int64)
-    rates, later = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)
-    for start in range(0, rows, LANES):
-        lanes = min(LANES, rows - start)
-        later[:] = 0
-        rates[:lanes] = discount[start : start + lanes]
-        for tile in range((length - 1) // TILE, -1, -1):
-            low, high = tile * TILE, min(tile * TILE + TILE, length)
-            width = high - low
-            for i in range(lanes):
-                b = start + i
-                number[i] = _read(rewards[b, low:high], mask[b, low:high], x[i], valid[i], low, stats[b])
-            if number.any():
-                _advance(x, valid, rates, later, width)
-            for i in range(lanes):
-                b = start + i
-                _write(x[i], valid[i], totals[b, low:high])
-                if with_less:
-                    _write_less(x[i], valid[i], less[b], ahead[b, low:high])
-                    stats[b, NUMBER] += number[i]
-                else:
-                    _count(x[i], valid[i], width, number[i], stats[b])
-        for i in range(lanes):
-            b = start + i
-            stats[b, WRITTEN] = stats[b, NUMBER] > 0
-            if not np.isfinite(later[i] - less[b]):
-                stats[b, EXTENT:] = 0
-                ahead[b] = 0
-                totals[b] = 0
-
-
-@_compiled()
-def _write(x, valid, out):
-    for t in range(len(out)):
-        out[t] = x[t] if valid[t] else 0
-
-
-@_compiled()
-def _write_less(x, valid, less, out):
-    for t in range(len(out)):
-        out[t] = x[t] - less if valid[t] else 0
+# ---- sums over rows
 
 
 @_compiled()
 def sum_rows(x, mask, stats):
     """Statistics of what is valid in each row of ``(B, T)`` numbers."""
-    valid = np.zeros(TILE, np.bool_)
-    kept = np.zeros(TILE, x.dtype)
     for b in range(len(x)):
-        for tile in range((x.shape[1] - 1) // TILE, -1, -1):
-            low, high = tile * TILE, min(tile * TILE + TILE, x.shape[1])
-            number = _read(x[b, low:high], mask[b, low:high], kept, valid, low, stats[b])
-            _count(kept, valid, high - low, number, stats[b])
-        stats[b, WRITTEN] = stats[b, NUMBER] > 0
-
-
-@_compiled()
-def _extent(mask, number):
-    """One beyond the last of ``number`` valid tokens."""
-    t = len(mask)
-    if number == 0:
-        return 0
-    while mask[t - 1] == 0:
-        t -= 1
-    return t
+        number, extent = _look(mask[b])
+        if number > 0:
+            stats[b, WRITTEN], stats[b, NUMBER], stats[b, EXTENT] = 1, number, extent
+            stats[b, PIVOT] = x[b, extent - 1]
+            stats[b, TOTAL], stats[b, SQUARES] = _sums(x[b, :extent], mask[b], number, stats[b, PIVOT])
 
 
 @_compiled()
@@ -265,23 +292,54 @@ def score_rows(rewards, mask, stats):
     """Each row's sum in fp64, as ``TOTAL`` with pivot 0; not finite in the rewards' dtype: the response is excluded."""
     score = np.zeros(1, rewards.dtype)
     for b in range(len(rewards)):
-        total, number = _total(rewards[b], mask[b])
-        stats[b, WRITTEN] = number > 0
-        score[0] = total
-        if np.isfinite(score[0]):
-            stats[b, NUMBER] = number
-            stats[b, TOTAL] = total
-            stats[b, EXTENT] = _extent(mask[b], number)
+        number, extent = _look(mask[b])
+        if number > 0:
+            stats[b, WRITTEN] = 1
+            total, _ = _sums(rewards[b, :extent], mask[b], number, 0.0)
+            score[0] = total
+            if np.isfinite(score[0]):
+                stats[b, NUMBER], stats[b, EXTENT], stats[b, TOTAL] = number, extent, total
 
 
 @_compiled(fastmath={"reassoc"})  # several partial sums at a time
-def _total(x, mask):
-    total, number = 0.0, 0
-    for t in range(len(x)):
-        on = mask[t] != 0
-        total += np.float64(x[t]) if on else 0.0
-        number += on
-    return total, number
+def _sums(x, mask, number, pivot):
+    """Sum and sum of squares of the valid ones among x, less the pivot."""
+    total, squares = 0.0, 0.0
+    if number == len(x):
+        for t in range(len(x)):
+            apart = np.float64(x[t]) - pivot
+            total += apart
+            squares += apart * apart
+    else:
+        for t in range(len(x)):
+            apart = np.float64(x[t]) - pivot if mask[t] != 0 else 0.0
+            total += apart
+            squares += apart * apart
+    return total, squares
+
+
+@_compiled()
+def pool(number, pivot, total, squares, by_row, ddof):
+    """A pivot of the batch, its mean less that pivot, and its variance; see ``backends.pooled``."""
+    start, whole, apart_sum = 0.0, 0.0, 0.0
+    for b in range(len(number)):
+        if number[b] > 0:
+            start = pivot[b]
+            break
+    for b in range(len(number)):
+        if number[b] > 0:
+            weight = 1 / number[b] if by_row else 1.0
+            whole += weight * number[b]
+            apart_sum += weight * (total[b] + number[b] * (pivot[b] - start))
+    shift, spread = apart_sum / max(whole, 1.0), 0.0
+    for b in range(len(number)):
+        if number[b] > 0:
+            weight, off = 1 / number[b] if by_row else 1.0, pivot[b] - start - shift
+            spread += weight * (squares[b] + off * (2 * total[b] + number[b] * off))
+    return start, shift, max(spread, 0.0) / max(whole - ddof, 1.0)
+
+
+# ---- numbers written to every token
 
 
 @_compiled()
@@ -306,9 +364,17 @@ def _standardise(x, mask, pivot, shift, scale, out):
 
 
 @_compiled()
-def spread_rows(x, mask, out):
-    """Each row's number on its valid tokens, 0 elsewhere."""
+def spread_rows(x, mask, number, extent, out):
+    """Each row's number on its valid tokens, 0 elsewhere; as above, a mask without holes is not read again."""
     for b in range(len(mask)):
-        number, row, to = x[b], mask[b], out[b]
-        for t in range(len(row)):
-            to[t] = number if row[t] != 0 else 0
+        if number[b] == extent[b]:
+            out[b, : number[b]] = x[b]
+            out[b, number[b] :] = 0
+        else:
+            _spread(x[b], mask[b], out[b])
+
+
+@_compiled()
+def _spread(x, mask, out):
+    for t in range(len(mask)):
+        out[t] = x if mask[t] != 0 else 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators import masked
+from rl_estimators import backends, masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
 from rl_estimators.estimators import trl_arithmetic
@@ -75,17 +75,18 @@ def grpo(
     check_choice("grpo", "std_over", std_over, ("group", "batch"))
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
     check_choice("grpo", "arithmetic", arithmetic, ("pivot", "trl"))
-    scores, ids, rows = masked.scored(token_level_rewards, response_mask, index)
+    read = backends.scores(token_level_rewards, response_mask)
+    scores, ids, rows = masked.scored_rows(read, token_level_rewards, index)
     if arithmetic == "trl":
         check_choice("grpo with arithmetic='trl'", "singleton", singleton, ("zero",))
         numbers = trl_arithmetic.group_advantages(
             scores, ids, rows, epsilon if norm_by_std else None, ddof, std_over
         )
-        advantages = masked.to_tokens(numbers, response_mask)
+        advantages = masked.to_tokens(numbers, response_mask, read)
         return Estimate(advantages, advantages)
     moments = masked.group_moments(scores, ids, rows, ddof, singleton)
     if std_over == "batch":
         moments = moments._replace(std=masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std)
     numbers = masked.over_std(moments, epsilon) if norm_by_std else moments.centred
-    advantages = masked.to_tokens(numbers, response_mask)  # 0 in a response that does not count
+    advantages = masked.to_tokens(numbers, response_mask, read)  # 0 in a response that does not count
     return Estimate(advantages, advantages)

@@ -5,14 +5,15 @@ and 5 (https://arxiv.org/abs/2506.13585).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed
 
 
 @register_policy_loss("cispo", source="https://arxiv.org/abs/2506.13585 eq. 4")
@@ -59,11 +60,26 @@ def cispo(
     """
     check_range("cispo", high=1.0, clip_ratio_low=clip_ratio_low)
     check_range("cispo", clip_ratio_high=clip_ratio_high)
-    mask, new, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    ratio = bounded_exp(log_ratio.detach())
-    weight = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
-    metrics = {
-        "pg_clipfrac": masked_mean((weight != ratio).float(), mask),
-        "ppo_kl": masked_mean(-log_ratio, mask),
-    }
-    return finish(-weight * gain * new, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    term = partial(_term, low=1 - clip_ratio_low, high=1 + clip_ratio_high)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (clipped, log_ratio) = reduce(term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info)
+    return loss, {"pg_clipfrac": clipped, "ppo_kl": -log_ratio}
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    weights: Tensor | None = None,
+    *,
+    low: float,
+    high: float,
+) -> tuple[Tensor, ...]:
+    """A block's losses, their slopes -weight A, where the weight was clipped, and the log-ratio."""
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
+    ratio = bounded_exp(log_ratio)
+    weight = ratio.clamp(low, high)
+    clipped = weight != ratio
+    slopes = weight.mul_(gain).neg_()
+    return *weighed(log_prob.mul_(slopes), slopes, weights), clipped, log_ratio

@@ -5,16 +5,19 @@ Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasonin
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
+from rl_estimators.backends import work_dtype
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.covariance import choose, covariance
-from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read
+from rl_estimators.masked import as_mask
+from rl_estimators.policy_losses.covariance import covariances, share_of, top
+from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, reduce, weighed
 
 
 @register_policy_loss("clip_cov", source="https://arxiv.org/abs/2505.22617v1 section 4")
@@ -84,24 +87,67 @@ def clip_cov(
     check_range("clip_cov", high=1.0, clip_cov_ratio=clip_cov_ratio, clip_ratio_low=clip_ratio_low)
     check_range("clip_cov", clip_ratio_high=clip_ratio_high)
     check_range("clip_cov", low=clip_cov_lb, clip_cov_ub=clip_cov_ub)
-    tokens = read(old_log_prob, log_prob, advantages, response_mask)
-    mask, _, log_ratio, gain = tokens
-    losses, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), clip_ratio_low, clip_ratio_high)
-    cov = covariance(tokens)
-    candidates = mask & ~clipped & (cov >= clip_cov_lb) & (cov <= clip_cov_ub)
-    chosen = choose(_draws(mask, generator), candidates, mask, clip_cov_ratio)
-    metrics = {
-        "cov_frac": masked_mean(chosen.float(), mask),
-        "pg_clipfrac": masked_mean(clipped.float(), mask),
-        "ppo_kl": masked_mean(-log_ratio, mask),
-    }
-    losses = torch.where(chosen, 0, losses)
-    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    mask, low, high = as_mask(response_mask), clip_ratio_low, clip_ratio_high
+    candidates = torch.zeros_like(mask)
+    old, new, gain = (x.detach() for x in (old_log_prob, log_prob, advantages))
+    for some, cov in covariances(new, gain, mask):
+        *_, clipped = _surrogate(old[some], new[some], gain[some], low, high)
+        candidates[some] = mask[some] & ~clipped & (cov >= clip_cov_lb) & (cov <= clip_cov_ub)
+    chosen = _draw(candidates, mask, share_of(mask, clip_cov_ratio), generator)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (cov_frac, clip_frac, log_ratio) = reduce(
+        partial(_term, low=low, high=high),
+        *inputs,
+        loss_agg_mode,
+        rollout_is_weights,
+        global_batch_info,
+        chosen,
+    )
+    return loss, {"cov_frac": cov_frac, "pg_clipfrac": clip_frac, "ppo_kl": -log_ratio}
 
 
-def _draws(mask: Tensor, generator: torch.Generator | None) -> Tensor:
-    """``(B, T)`` uniform numbers; valid tokens get the first of them, in order, however they are padded."""
+def _surrogate(old: Tensor, new: Tensor, gain: Tensor, low: float, high: float) -> tuple[Tensor, ...]:
+    """The log-ratio, and what :func:`~rl_estimators.policy_losses.ratio.clipped_surrogate` says."""
+    dtype = work_dtype(old, new, gain)
+    log_ratio = new.to(dtype) - old.to(dtype)
+    return log_ratio, *clipped_surrogate(gain.to(dtype), bounded_exp(log_ratio), low, high)
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    chosen: Tensor,
+    weights: Tensor | None = None,
+    *,
+    low: float,
+    high: float,
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes, -A ratio where nothing holds it; who is left out, where the clip is; log-ratio."""
+    log_ratio, plain, smaller, clipped = _surrogate(old_log_prob, log_prob, gain, low, high)
+    held = clipped | (log_ratio.abs() > MAX_LOG_RATIO) | (chosen > 0)
+    slopes = keep(plain, mask_bits(~held, plain.dtype)).neg_()
+    losses = smaller.mul_(chosen - 1)
+    return *weighed(losses, slopes, weights), chosen, clipped, log_ratio
+
+
+def _draw(candidates: Tensor, mask: Tensor, number: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``(B, T)`` bool, that number of candidates: each valid token draws a number, in order, and the highest count."""
+    if mask.device.type != "cpu":
+        return _draw_blindly(candidates, mask, number, generator)
+    device = mask.device if generator is None else generator.device
+    numbers = torch.rand(int(mask.sum()), dtype=torch.float64, generator=generator, device=device).cpu()
+    chosen = torch.zeros_like(candidates)
+    return chosen.masked_scatter_(candidates, top(numbers[candidates[mask]], number))
+
+
+def _draw_blindly(
+    candidates: Tensor, mask: Tensor, number: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """The same without a look at how many tokens are valid."""
     device = mask.device if generator is None else generator.device
     numbers = torch.rand(mask.numel(), dtype=torch.float64, generator=generator, device=device)
     place = (mask.flatten().cumsum(0) - 1).clamp(min=0)
-    return numbers.to(mask.device)[place].view_as(mask)
+    scores = torch.where(candidates.flatten(), numbers.to(mask.device)[place], -torch.inf)
+    return top(scores, number).view_as(mask) & candidates

@@ -4,40 +4,72 @@ Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasonin
 (https://arxiv.org/abs/2505.22617).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from rl_estimators.masked import centred
-from rl_estimators.policy_losses.ratio import Tokens
+from rl_estimators import backends
+from rl_estimators.backends.rows import blocks, work_dtype
+from rl_estimators.backends.torch_rows import block_elements
+from rl_estimators.masked import as_mask
 
-__all__ = ["choose", "covariance"]
+__all__ = ["by_rank", "by_threshold", "covariances", "share_of", "top"]
 
 
-def covariance(tokens: Tokens) -> Tensor:
-    r"""``(B, T)`` each token's part of the covariance of log-probability and advantage, without a gradient.
+def covariances(
+    log_prob: Tensor, advantages: Tensor, response_mask: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    r"""Each token's part of the covariance of log-probability and advantage, without a gradient, block by block.
 
     .. math:: c_t = (\log\pi_t - \overline{\log\pi}) (A_t - \bar A)
 
-    with means over the valid tokens of the batch at hand. 0 on masked positions, and exactly 0 everywhere if
-    all advantages are equal.
-    """
-    return centred(tokens.log_prob.detach(), tokens.mask) * centred(tokens.gain, tokens.mask)
-
-
-def choose(score: Tensor, candidates: Tensor, mask: Tensor, share: float) -> Tensor:
-    """``(B, T)`` bool: the candidates with the highest scores, as many as ``share`` of all valid tokens.
-
-    The number is rounded down but at least 1, as in the authors' code, unless ``share`` is 0: then it is 0. It is not
-    read back from the device. Of equal scores the earlier token is taken.
+    with means over the valid tokens of the batch at hand; exactly 0 if all advantages are equal. Masked positions hold
+    anything.
 
     Args:
-        score: ``(B, T)``.
-        candidates: ``(B, T)`` bool, within the mask.
-        mask: ``(B, T)`` bool.
-        share: In [0, 1].
+        log_prob: ``(B, T)``.
+        advantages: ``(B, T)``.
+        response_mask: ``(B, T)`` in any dtype.
+
+    Yields:
+        Which rows, and their covariances, in fp32 (fp64 if an input is).
     """
-    number = (mask.sum().double() * share).floor().clamp(min=1 if share > 0 else 0)
-    flat = torch.where(candidates, score, -torch.inf).flatten()
-    order = flat.argsort(descending=True, stable=True)
+    dtype, pairs = work_dtype(log_prob, advantages), []
+    for x in (log_prob.detach().to(dtype), advantages.detach().to(dtype)):
+        if x.numel():
+            pairs.append((x, *backends.pooled(backends.moments(x, response_mask), False, 0.0)[:2]))
+    for some in blocks(log_prob.shape, block_elements(log_prob)) if pairs else ():
+        first, second = (torch.sub(x[some], pivot).sub_(shift) for x, pivot, shift in pairs)
+        yield some, first.mul_(second)
+
+
+def share_of(response_mask: Tensor, share: float) -> Tensor:
+    """0-dim, how many tokens are a share of all valid ones; it is not read back from the device.
+
+    Rounded down but at least 1, as in the authors' code, unless ``share`` is 0: then it is 0.
+    """
+    return (as_mask(response_mask).sum().double() * share).floor().clamp(min=1 if share > 0 else 0)
+
+
+def top(scores: Tensor, number: Tensor) -> Tensor:
+    """``(N,)`` bool: the ``number`` highest of ``(N,)`` scores, and of equal ones the earlier; all if there are fewer."""
+    return (by_threshold if scores.device.type == "cpu" else by_rank)(scores, number)
+
+
+def by_rank(scores: Tensor, number: Tensor) -> Tensor:
+    """For a number that stays on the device: every score's place in the order."""
+    order = scores.argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-    return (rank < number).view_as(mask) & candidates
+    return rank < number
+
+
+def by_threshold(scores: Tensor, number: Tensor) -> Tensor:
+    """For a number that can be looked at: a tenth of the time."""
+    size = min(int(number), len(scores))
+    if size == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = scores.topk(size).values[-1]
+    found = scores > least
+    found[(scores == least).nonzero()[: size - int(found.sum()), 0]] = True
+    return found

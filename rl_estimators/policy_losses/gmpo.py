@@ -4,16 +4,16 @@ Source: Zhao et al., Geometric-Mean Policy Optimization, section 3, eq. 3 and 4 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.masked import select
-from rl_estimators.policy_losses.ratio import bounded_exp, finish, read, row_mean
+from rl_estimators.policy_losses.ratio import bounded_exp, reduce, row_mean, where_bounded
 
 
 @register_policy_loss("gmpo", source="https://arxiv.org/abs/2507.20673v3 eq. 3-4")
@@ -76,17 +76,35 @@ def gmpo(
         InputError: a clip ratio out of range, an unknown ``loss_agg_mode``.
     """
     check_range("gmpo", clip_ratio_low=clip_ratio_low, clip_ratio_high=clip_ratio_high)
-    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    gain = row_mean(gain, mask)
-    bounded = torch.where(
-        gain > 0, log_ratio.clamp(max=clip_ratio_high), log_ratio.clamp(min=-clip_ratio_low)
+    term = partial(_term, low=clip_ratio_low, high=clip_ratio_high)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (above, below, log_ratio) = reduce(
+        term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info
     )
-    per_row = -gain * bounded_exp(row_mean(bounded, mask))
-    if rollout_is_weights is not None:
-        per_row = per_row * row_mean(select(rollout_is_weights.detach(), mask, per_row).log(), mask).exp()
-    metrics = {
-        "pg_clipfrac": masked_mean(((log_ratio > clip_ratio_high) & (gain > 0)).float(), mask),
-        "pg_clipfrac_lower": masked_mean(((log_ratio < -clip_ratio_low) & (gain < 0)).float(), mask),
-        "ppo_kl": masked_mean(-log_ratio, mask),
-    }
-    return finish(per_row.expand_as(log_ratio), mask, loss_agg_mode, None, global_batch_info), metrics
+    return loss, {"pg_clipfrac": above, "pg_clipfrac_lower": below, "ppo_kl": -log_ratio}
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    weights: Tensor | None = None,
+    *,
+    low: float,
+    high: float,
+) -> tuple[Tensor, ...]:
+    """Each row's loss n L; the slopes, n L / n where no clip is in force and else 0; where which is; the log-ratio."""
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
+    gain = row_mean(gain, valid)
+    above, below = (log_ratio > high) & (gain > 0), (log_ratio < -low) & (gain <= 0)
+    least = torch.full_like(gain, -low).masked_fill_(gain > 0, -torch.inf)
+    most = torch.full_like(gain, torch.inf).masked_fill_(gain > 0, high)
+    mean = row_mean(torch.minimum(torch.maximum(log_ratio, least), most), valid)
+    loss = -gain * bounded_exp(mean)
+    if weights is not None:
+        loss = loss * row_mean(torch.where(valid, weights.log(), 0), valid).exp()
+    free = valid & ~(above | below)
+    slopes = keep(where_bounded(loss, mean), mask_bits(free, loss.dtype))
+    number = valid.sum(-1, keepdim=True)
+    return loss * number, slopes, above, below & (gain < 0), log_ratio

@@ -5,14 +5,23 @@ Source: Zheng et al., Group Sequence Policy Optimization, eq. 5 and 7, and for s
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, finish, read, row_mean
+from rl_estimators.policy_losses.ratio import (
+    MAX_LOG_RATIO,
+    bounded_exp,
+    clipped_surrogate,
+    reduce,
+    row_mean,
+    weighed,
+)
 
 
 @register_policy_loss("gspo", source="https://arxiv.org/abs/2507.18071 eq. 5")
@@ -67,13 +76,33 @@ def gspo(
     """
     check_range("gspo", high=1.0, clip_ratio_low=clip_ratio_low)
     check_range("gspo", clip_ratio_high=clip_ratio_high)
-    mask, new, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    log_s = row_mean(log_ratio, mask)
-    if token_level:
-        log_s = log_s.detach() + (new - new.detach())
-    losses, clipped = clipped_surrogate(gain, bounded_exp(log_s), clip_ratio_low, clip_ratio_high)
-    metrics = {
-        "pg_clipfrac": masked_mean(clipped.float(), mask),
-        "ppo_kl": masked_mean(-log_ratio, mask),
-    }
-    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    term = partial(_term, low=clip_ratio_low, high=clip_ratio_high, token_level=token_level)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (clipped, log_ratio) = reduce(term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info)
+    return loss, {"pg_clipfrac": clipped, "ppo_kl": -log_ratio}
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    weights: Tensor | None = None,
+    *,
+    low: float,
+    high: float,
+    token_level: bool,
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes by log s, -s A where the clip is not in force and else 0; where it is; log-ratios.
+
+    Token t's loss moves token t alone or, through the mean that log s is, all of them by a share of 1 / n.
+    """
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
+    log_s = row_mean(log_ratio, valid)
+    plain, smaller, clipped = clipped_surrogate(gain, bounded_exp(log_s), low, high)
+    held = clipped | (log_s.abs() > MAX_LOG_RATIO)
+    slopes = keep(plain, mask_bits(~held, plain.dtype)).neg_()
+    losses, slopes = weighed(smaller.neg_(), slopes, weights)
+    if not token_level:
+        slopes = keep(row_mean(slopes, valid), mask_bits(valid, slopes.dtype))
+    return losses, slopes, clipped, log_ratio

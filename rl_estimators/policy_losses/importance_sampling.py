@@ -8,11 +8,11 @@ Sources: Schulman et al., Trust Region Policy Optimization, eq. 14 (https://arxi
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
 from rl_estimators.calls import register_policy_loss
-from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed, where_bounded
 
 
 @register_policy_loss("importance_sampling", source="https://arxiv.org/abs/1707.06347 eq. 6")
@@ -49,7 +49,19 @@ def importance_sampling(
     Raises:
         InputError: an unknown ``loss_agg_mode``.
     """
-    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (ratio, log_ratio, one) = reduce(
+        _term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info
+    )
+    return loss, {"ppo_kl": -log_ratio, "ratio_mean": ratio + one}
+
+
+def _term(
+    valid: Tensor, log_prob: Tensor, old_log_prob: Tensor, gain: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes, the same where the ratio is free to move; ratio - 1, log-ratio and 1."""
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
     ratio = bounded_exp(log_ratio)
-    metrics = {"ppo_kl": masked_mean(-log_ratio, mask), "ratio_mean": masked_mean(ratio, mask)}
-    return finish(-gain * ratio, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    losses = gain.mul_(ratio).neg_()
+    slopes = where_bounded(losses, log_ratio)
+    return *weighed(losses, slopes, weights), ratio.sub_(1), log_ratio, valid

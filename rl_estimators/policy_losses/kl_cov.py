@@ -5,16 +5,19 @@ eq. 14 (https://arxiv.org/abs/2505.22617v1).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
+from rl_estimators.backends import work_dtype
+from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.covariance import choose, covariance
-from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+from rl_estimators.masked import as_mask
+from rl_estimators.policy_losses.covariance import covariances, share_of, top
+from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed, where_bounded
 
 
 @register_policy_loss("kl_cov", source="https://arxiv.org/abs/2505.22617v1 eq. 14")
@@ -70,10 +73,38 @@ def kl_cov(
     """
     check_range("kl_cov", high=1.0, kl_cov_ratio=kl_cov_ratio)
     check_range("kl_cov", ppo_kl_coef=ppo_kl_coef)
-    tokens = read(old_log_prob, log_prob, advantages, response_mask)
-    mask, _, log_ratio, gain = tokens
-    chosen = choose(covariance(tokens), mask, mask, kl_cov_ratio)
-    metrics = {"cov_frac": masked_mean(chosen.float(), mask), "ppo_kl": masked_mean(-log_ratio, mask)}
-    penalty = torch.where(chosen, ppo_kl_coef * log_ratio.abs(), 0)
-    losses = -gain * bounded_exp(log_ratio) + penalty
-    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    mask = as_mask(response_mask)
+    score = torch.full(mask.shape, -torch.inf, dtype=work_dtype(log_prob, advantages), device=mask.device)
+    for some, found in covariances(log_prob, advantages, mask):
+        score[some] = found.masked_fill_(~mask[some], -torch.inf)
+    chosen = top(score.flatten(), share_of(mask, kl_cov_ratio)).view_as(mask)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (cov_frac, log_ratio) = reduce(
+        partial(_term, coef=ppo_kl_coef),
+        *inputs,
+        loss_agg_mode,
+        rollout_is_weights,
+        global_batch_info,
+        chosen,
+    )
+    return loss, {"cov_frac": cov_frac, "ppo_kl": -log_ratio}
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    chosen: Tensor,
+    weights: Tensor | None = None,
+    *,
+    coef: float,
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes, -A ratio and the penalty's; which tokens pay it, as 0 and 1; the log-ratio."""
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
+    losses = gain.mul_(bounded_exp(log_ratio)).neg_()
+    slopes = where_bounded(losses, log_ratio).addcmul_(chosen, log_ratio.sign(), value=coef)
+    # by selection: a log-ratio may be infinite where nobody pays
+    paid = keep(log_ratio.abs(), mask_bits(chosen > 0, chosen.dtype))
+    losses = losses.add_(paid, alpha=coef)
+    return *weighed(losses, slopes, weights), chosen, log_ratio

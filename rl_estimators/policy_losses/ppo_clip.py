@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate_rows, masked_mean
-from rl_estimators.backends.losses import row_sums
+from rl_estimators.aggregation import aggregate, masked_mean
 from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, finish, read
+from rl_estimators.masked import as_mask, select
+from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, reduce, weighed
 
 
 @register_policy_loss("ppo_clip", source="https://arxiv.org/abs/1707.06347 eq. 7")
@@ -70,31 +70,19 @@ def ppo_clip(
     check_range("ppo_clip", high=1.0, clip_ratio_low=clip_ratio_low)
     check_range("ppo_clip", clip_ratio_high=clip_ratio_high)
     check_range("ppo_clip", low=1.0, clip_ratio_c=clip_ratio_c)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    more = (loss_agg_mode, rollout_is_weights, global_batch_info)
+    low, high, bound = clip_ratio_low, clip_ratio_high, clip_ratio_c
     if fused:
-        term = partial(_term, low=clip_ratio_low, high=clip_ratio_high, bound=clip_ratio_c)
-        weights = () if rollout_is_weights is None else (rollout_is_weights,)
-        sums, number, *more = row_sums(term, log_prob, response_mask, old_log_prob, advantages, *weights)
-        names = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")
-        tokens = number.sum().clamp(min=1)
-        metrics = {name: x.sum() / tokens for name, x in zip(names, more, strict=True)}
-        loss = aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info)
-        return loss, metrics
-    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    losses, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), clip_ratio_low, clip_ratio_high)
-    ppo_kl = masked_mean(-log_ratio, mask)
-    metrics = {
-        "pg_clipfrac": masked_mean(clipped.float(), mask),
-        "pg_clipfrac_lower": torch.zeros_like(ppo_kl),
-        "ppo_kl": ppo_kl,
-    }
-    if clip_ratio_c is not None:
-        bound = torch.where(gain < 0, -gain * clip_ratio_c, torch.inf)
-        metrics["pg_clipfrac_lower"] = masked_mean((losses > bound).float(), mask)
-        losses = torch.minimum(losses, bound)
-    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+        loss, means = reduce(partial(_term, low=low, high=high, bound=bound), *inputs, *more)
+    else:
+        loss, means = _by_autograd(*inputs, *more, low=low, high=high, bound=bound)
+    clipped, lower, log_ratio = means
+    return loss, {"pg_clipfrac": clipped, "pg_clipfrac_lower": lower, "ppo_kl": -log_ratio}
 
 
 def _term(
+    valid: Tensor,
     log_prob: Tensor,
     old_log_prob: Tensor,
     gain: Tensor,
@@ -106,17 +94,40 @@ def _term(
 ) -> tuple[Tensor, ...]:
     """A block's losses; their slopes, -A ratio where no clip is in force and else 0; and the metrics' numbers."""
     log_ratio = log_prob.sub_(old_log_prob)
-    ratio = bounded_exp(log_ratio)
-    bounded = ratio.clamp(1 - low, 1 + high).mul_(gain)
-    plain = ratio.mul_(gain)
-    clipped = bounded < plain
-    losses, still = torch.minimum(plain, bounded).neg_(), clipped | (log_ratio.abs() > MAX_LOG_RATIO)
+    plain, smaller, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), low, high)
+    losses, still = smaller.neg_(), clipped | (log_ratio.abs() > MAX_LOG_RATIO)
     lower = torch.zeros_like(clipped)
     if bound is not None:
-        most = torch.where(gain < 0, gain * -bound, torch.inf)
+        most = gain.clamp(max=0).mul_(-bound)  # 0 where A > 0, and there no loss is larger
         lower = losses > most
         losses, still = torch.minimum(losses, most), still | lower
     slopes = keep(plain.neg_(), mask_bits(~still, plain.dtype))
+    return *weighed(losses, slopes, weights), clipped, lower, log_ratio
+
+
+def _by_autograd(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str,
+    weights: Tensor | None,
+    global_batch_info: Mapping[str, Any] | None,
+    *,
+    low: float,
+    high: float,
+    bound: float | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The same as the formula says, in some thirty tensors of the batch's size."""
+    mask = as_mask(response_mask)
+    log_ratio = select(log_prob, mask, old_log_prob) - select(old_log_prob.detach(), mask, log_prob)
+    gain, ratio = select(advantages.detach(), mask, log_ratio), bounded_exp(log_ratio)
+    plain, bounded = -gain * ratio, -gain * ratio.clamp(1 - low, 1 + high)
+    losses, clipped, lower = torch.maximum(plain, bounded), bounded > plain, torch.zeros_like(mask)
+    if bound is not None:
+        most = torch.where(gain < 0, -gain * bound, torch.inf)
+        losses, lower = torch.minimum(losses, most), losses > most
     if weights is not None:
-        losses, slopes = losses * weights, slopes * weights
-    return losses, slopes, clipped, lower, -log_ratio
+        losses = losses * select(weights.detach(), mask, losses)
+    means = [masked_mean(x.to(gain.dtype), mask) for x in (clipped, lower, log_ratio)]
+    return aggregate(losses, mask, loss_agg_mode, global_batch_info), means

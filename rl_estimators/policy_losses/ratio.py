@@ -1,71 +1,102 @@
-"""What the policy losses share: the log-ratio of valid tokens, means over a response, the step to a scalar.
+"""What the policy losses share: the ratio, the clip, the step from a block's terms to a scalar.
 
-Everything is cut to the valid tokens by selection before any arithmetic, so that NaN at a masked position
-reaches neither the loss nor the gradient.
+A loss is a term per token, written down with its slope; :mod:`rl_estimators.backends.losses` runs it over the batch, cut
+to the valid tokens by selection before any arithmetic, so that NaN at a masked position reaches neither the loss nor
+the gradient. A loss can be differentiated once.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate
-from rl_estimators.masked import as_mask, select
+from rl_estimators.aggregation import aggregate_rows
+from rl_estimators.backends.losses import Term, row_sums
+from rl_estimators.backends.torch_rows import keep, mask_bits
 
-__all__ = ["MAX_LOG_RATIO", "Tokens", "bounded_exp", "clipped_surrogate", "finish", "read", "row_mean"]
+__all__ = [
+    "MAX_LOG_RATIO",
+    "bounded_exp",
+    "clipped_surrogate",
+    "reduce",
+    "row_mean",
+    "weighed",
+    "where_bounded",
+]
 
 MAX_LOG_RATIO = 20.0
 
 
-class Tokens(NamedTuple):
-    """A policy loss's inputs, 0 on masked positions, in fp32 (fp64 if an input is).
+def reduce(
+    term: Term,
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str,
+    rollout_is_weights: Tensor | None,
+    global_batch_info: Mapping[str, Any] | None,
+    *others: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """A policy loss, 0-dim and differentiable in ``log_prob``, and the means over valid tokens of what else it gives.
 
-    Attributes:
-        mask: ``(B, T)`` bool.
-        log_prob: ``(B, T)`` in training; carries the gradient.
-        log_ratio: ``(B, T)`` log-probability in training minus the old one; carries the gradient.
-        gain: ``(B, T)`` advantages, without a gradient.
+    Args:
+        term: Gets a block's mask, ``log_prob``, ``old_log_prob``, ``advantages``, ``others`` and, where there are any,
+            ``weights=``.
+        old_log_prob: ``(B, T)``, as all tensors.
+        log_prob: In training.
+        advantages: Without a gradient.
+        response_mask: In any dtype.
+        loss_agg_mode: See :func:`rl_estimators.aggregation.aggregate`.
+        rollout_is_weights: Factors for a policy that sampled differently, or None.
+        global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
+        *others: What the term needs beside them.
     """
+    inputs = (old_log_prob.detach(), advantages.detach(), *others)
+    run = term
+    if rollout_is_weights is not None:
+        inputs = (*inputs, rollout_is_weights.detach())
 
-    mask: Tensor
-    log_prob: Tensor
-    log_ratio: Tensor
-    gain: Tensor
+        def run(valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            return term(valid, *rest[:-1], weights=rest[-1])
 
-
-def read(old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_mask: Tensor) -> Tokens:
-    """Cut a policy loss's inputs to their valid tokens; only ``log_prob`` keeps its gradient."""
-    mask = as_mask(response_mask)
-    new = select(log_prob, mask, old_log_prob)
-    log_ratio = new - select(old_log_prob.detach(), mask, log_prob)
-    return Tokens(mask, new, log_ratio, select(advantages.detach(), mask, log_ratio))
+    sums, number, *more = row_sums(run, log_prob, response_mask, *inputs)
+    tokens = number.sum().clamp(min=1)
+    loss = aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info)
+    return loss, [x.sum() / tokens for x in more]
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:
     """A ratio that cannot overflow: its logarithm is first clamped to [-20, 20], as in verl's `vanilla`."""
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
 
 
-def clipped_surrogate(gain: Tensor, ratio: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """The larger of -A ratio and -A clip(ratio, 1 - low, 1 + high), and where the second is the larger."""
-    plain, clipped = -gain * ratio, -gain * ratio.clamp(1 - low, 1 + high)
-    return torch.maximum(plain, clipped), clipped > plain
+def where_bounded(slopes: Tensor, log_ratio: Tensor) -> Tensor:
+    """Slopes by a logarithm, 0 where :func:`bounded_exp` holds the ratio still."""
+    return keep(slopes, mask_bits(log_ratio.abs() <= MAX_LOG_RATIO, slopes.dtype))
+
+
+def weighed(losses: Tensor, slopes: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both times the weights of the rollout, if there are any."""
+    return (losses, slopes) if weights is None else (losses * weights, slopes * weights)
+
+
+def clipped_surrogate(gain: Tensor, ratio: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A ratio, the smaller of it and A clip(ratio, 1 - low, 1 + high), and where that is the smaller.
+
+    ``ratio`` is ``(R, T)`` and used up, or ``(R, 1)``.
+    """
+    bounded = ratio.clamp(1 - low, 1 + high)
+    if ratio.shape == gain.shape:
+        plain, bounded = ratio.mul_(gain), bounded.mul_(gain)
+    else:
+        plain, bounded = ratio * gain, bounded * gain
+    clipped = bounded < plain
+    return plain, torch.minimum(plain, bounded, out=bounded), clipped
 
 
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
     """``(B, 1)`` mean over each response's valid tokens; 0 where it has none."""
-    return torch.where(mask, x, 0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-
-
-def finish(
-    losses: Tensor,
-    mask: Tensor,
-    loss_agg_mode: str,
-    rollout_is_weights: Tensor | None,
-    global_batch_info: Mapping[str, Any] | None,
-) -> Tensor:
-    """Weigh the tokens for a policy that sampled differently, and aggregate them to a 0-dim tensor."""
-    if rollout_is_weights is not None:
-        losses = losses * select(rollout_is_weights.detach(), mask, losses)
-    return aggregate(losses, mask, loss_agg_mode, global_batch_info)
+    number = mask.sum(-1, keepdim=True, dtype=torch.int32).clamp(min=1)
+    return keep(x, mask_bits(mask, x.dtype)).sum(-1, keepdim=True) / number

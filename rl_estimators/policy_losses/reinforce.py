@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
 from rl_estimators.calls import register_policy_loss
-from rl_estimators.policy_losses.ratio import finish, read
+from rl_estimators.policy_losses.ratio import reduce, weighed
 
 
 @register_policy_loss("reinforce", source="https://doi.org/10.1007/BF00992696 sec. 5")
@@ -49,6 +48,14 @@ def reinforce(
     Raises:
         InputError: an unknown ``loss_agg_mode``.
     """
-    mask, new, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    metrics = {"ppo_kl": masked_mean(-log_ratio, mask)}
-    return finish(-gain * new, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (ppo_kl,) = reduce(_term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info)
+    return loss, {"ppo_kl": ppo_kl}
+
+
+def _term(
+    valid: Tensor, log_prob: Tensor, old_log_prob: Tensor, gain: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """A block's losses, their slopes -A, and the log-ratio's negative."""
+    minus_log_ratio, slopes = old_log_prob.sub_(log_prob), gain.neg_()
+    return *weighed(log_prob.mul_(slopes), slopes, weights), minus_log_ratio

@@ -4,15 +4,15 @@ Source: Gao et al., Soft Adaptive Policy Optimization, section 3, eq. 5 and 6 (h
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import masked_mean
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
-from rl_estimators.policy_losses.ratio import bounded_exp, finish, read
+from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed, where_bounded
 
 
 @register_policy_loss("sapo", source="https://arxiv.org/abs/2511.20347 eq. 5-6")
@@ -60,12 +60,28 @@ def sapo(
         InputError: a temperature below 1e-6, an unknown ``loss_agg_mode``.
     """
     check_range("sapo", low=1e-6, tau_pos=tau_pos, tau_neg=tau_neg)
-    mask, _, log_ratio, gain = read(old_log_prob, log_prob, advantages, response_mask)
-    tau = torch.full_like(gain, tau_neg).masked_fill(gain > 0, tau_pos)
-    opening = torch.sigmoid(tau * (bounded_exp(log_ratio) - 1))
-    metrics = {
-        "ppo_kl": masked_mean(-log_ratio, mask),
-        "gate_slope": masked_mean(4 * opening * (1 - opening), mask),
-    }
-    losses = -(4 / tau) * opening * gain
-    return finish(losses, mask, loss_agg_mode, rollout_is_weights, global_batch_info), metrics
+    term = partial(_term, tau_pos=tau_pos, tau_neg=tau_neg)
+    inputs = (old_log_prob, log_prob, advantages, response_mask)
+    loss, (gate, one, log_ratio) = reduce(term, *inputs, loss_agg_mode, rollout_is_weights, global_batch_info)
+    return loss, {"ppo_kl": -log_ratio, "gate_slope": gate + one}
+
+
+def _term(
+    valid: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    gain: Tensor,
+    weights: Tensor | None = None,
+    *,
+    tau_pos: float,
+    tau_neg: float,
+) -> tuple[Tensor, ...]:
+    """A block's losses; their slopes -4 S (1 - S) ratio A; the gate's slope 4 S (1 - S), less 1; 1; the log-ratio."""
+    log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
+    ratio = bounded_exp(log_ratio)
+    tau = (gain > 0).to(gain.dtype).mul_(tau_pos - tau_neg).add_(tau_neg)
+    opening = (ratio - 1).mul_(tau).sigmoid_()
+    losses = torch.div(gain, tau, out=tau).mul_(opening).mul_(-4)
+    gate = torch.mul(1 - opening, opening, out=log_prob).mul_(4)
+    slopes = where_bounded(gain.mul_(ratio).mul_(gate).neg_(), log_ratio)
+    return *weighed(losses, slopes, weights), gate.sub_(1), valid, log_ratio

@@ -59,7 +59,7 @@ def clipped(
     return aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info), metrics
 
 
-def _term(new: Tensor, old: Tensor, target: Tensor, *, reach: float) -> tuple[Tensor, ...]:
+def _term(valid: Tensor, new: Tensor, old: Tensor, target: Tensor, *, reach: float) -> tuple[Tensor, ...]:
     """A block's losses; their slopes, V - R or, where the clip is in force, 0; where it is; and the values."""
     error = new - target
     near = torch.clamp(new, old - reach, old + reach).sub_(target)

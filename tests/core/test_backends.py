@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,8 @@ from rl_estimators import backends
 from rl_estimators.backends import choose, torch_rows, torch_scan
 from rl_estimators.errors import InputError
 from rl_estimators.policy_losses import ppo_clip
+from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
+from rl_estimators.policy_losses.covariance import by_rank, by_threshold
 from rl_estimators.value_losses import clipped
 from rl_estimators.whitening import whitened
 
@@ -113,6 +116,92 @@ def test_discounted_sums_are_the_recursion(backend, holes, discount):
     less = torch.where(mask, wanted - torch.arange(6.0)[:, None], 0)
     torch.testing.assert_close(ahead.advantages, less, rtol=1e-5, atol=1e-5)
     assert backend != "numba" or (torch.equal(found, wanted) and torch.equal(ahead.returns, wanted))
+
+
+def recursion(rewards, values, mask, gamma, decay):
+    """As ``sequential``, in numpy for long rows, with V after the end 0 and rows that are not finite excluded."""
+    advantages, returns = np.zeros_like(rewards), np.zeros_like(rewards)
+    for b in range(len(rewards)):
+        later = following = np.float32(0)
+        with np.errstate(all="ignore"):
+            for t in np.flatnonzero(mask[b])[::-1]:
+                value = values[b, t]
+                later = rewards[b, t] + gamma * following - value + decay * later
+                following = value
+                advantages[b, t], returns[b, t] = later, later + value
+        if not np.isfinite(later):
+            advantages[b] = 0
+            returns[b] = np.where(mask[b] & np.isfinite(values[b]), values[b], 0)
+    return advantages, returns
+
+
+@each_backend
+def test_rows_of_several_tiles_side_by_side(backend):
+    """Eleven rows in four lanes, of up to two tiles and a part; a lane takes its next row while others are at work.
+
+    Rows 1 and 6 have no valid token, 2 and 9 a number that is not finite, 3 a tile without a valid token, 4 a hole at its
+    end, 5 one token.
+    """
+    length = 2 * 4096 + 77
+    rewards, values, mask = (x.numpy() for x in batch(11, length, fill=0.0, seed=4))
+    mask[0] = True
+    mask[[1, 6]] = False
+    mask[3], mask[3, 4096:8192] = True, False
+    mask[4], mask[4, -70:-1] = True, False
+    mask[5], mask[5, 4096] = False, True
+    mask[7:] &= np.random.default_rng(0).random((4, length)) > 0.2
+    rewards[2, np.flatnonzero(mask[2])[3]], values[9, np.flatnonzero(mask[9])[-1]] = np.nan, np.inf
+    rewards[~mask], values[~mask] = np.nan, np.nan
+    gamma, decay = np.float32(0.99), np.float32(0.95)
+    wanted = recursion(rewards, values, mask, gamma, decay)
+    given = [torch.from_numpy(x) for x in (rewards, values, mask)]
+    with backends.use_backend(backend):
+        found = backends.gae(*given, None, float(gamma), float(decay))
+        sums = backends.returns(given[0], given[2], float(decay), torch.ones(11))
+    for x, y in zip(found, wanted, strict=False):
+        torch.testing.assert_close(x, torch.from_numpy(y), rtol=2e-4, atol=2e-4)
+        assert backend != "numba" or torch.equal(x, torch.from_numpy(y))
+    counts = np.isin(np.arange(11), (1, 2, 6, 9), invert=True)
+    assert torch.equal(found.rows.number, torch.from_numpy(mask.sum(1) * counts))
+    assert torch.equal(found.rows.written, torch.from_numpy(mask.any(1)))
+    plain, _ = recursion(rewards, np.zeros_like(values), mask, gamma, decay)
+    torch.testing.assert_close(sums.returns, torch.from_numpy(plain), rtol=1e-4, atol=1e-4)
+    sound = np.arange(11)[:, None] != 2  # row 9 has its inf among the values
+    less = np.where(mask & sound, plain - 1, 0)
+    torch.testing.assert_close(sums.advantages, torch.from_numpy(less), rtol=1e-4, atol=1e-4)
+
+
+@each_backend
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_moments_of_all_rows_together(backend, by_row, ddof):
+    """Against numpy's weighted mean and variance in fp64, around 1e4."""
+    x, _, mask = batch(9, 50, holes=True, fill=0.0)
+    x += 1e4
+    valid, numbers = mask.numpy(), x.double().numpy()
+    weights = np.where(valid, 1 / np.maximum(valid.sum(1, keepdims=True), 1) if by_row else 1.0, 0.0)
+    mean = (weights * numbers).sum() / weights.sum()
+    variance = (weights * (numbers - mean) ** 2).sum() / (weights.sum() - ddof)
+    with backends.use_backend(backend):
+        pivot, shift, found = backends.pooled(backends.moments(x, mask), by_row, ddof)
+    assert (pivot + shift).item() == pytest.approx(mean, rel=1e-12)
+    assert found.item() == pytest.approx(variance, rel=1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("read", [False, True])
+def test_a_number_is_spread_over_its_row(backend, holes, read):
+    """With what was read of the mask and without; an excluded response's number is 0."""
+    rewards, _, mask = batch(9, 50, holes=holes)
+    mask[2, :3], rewards[2, :3] = True, INF
+    with backends.use_backend(backend):
+        rows = backends.scores(rewards, mask.long())
+        numbers = torch.where(rows.counts, torch.arange(1.0, 10.0), 0)
+        found = backends.spread(numbers, mask.long(), rows if read else None)
+    expected = np.where(mask.numpy(), np.arange(1.0, 10.0)[:, None], 0)
+    expected[2] = 0
+    assert np.array_equal(found.numpy(), expected)
 
 
 @each_backend
@@ -223,14 +312,14 @@ def test_rows_longer_than_a_piece(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 64, 1024, 33 * 32])
+@pytest.mark.parametrize("length", [1, 15, 16, 64, 1024, 33 * 16])
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
 def test_chunks_put_together_are_the_sum(length, discount):
     """y_t = sum over j of d^(j - t) x_j, by a matrix of the row's whole length."""
     x = torch.randn(3, length, dtype=torch.float64)
     apart = torch.arange(length)[:, None] - torch.arange(length)
     matrix = torch.where(apart >= 0, float(discount) ** apart.clamp(min=0).double(), 0)
-    torch.testing.assert_close(torch_scan.reverse_scan(x, discount), x @ matrix)
+    torch.testing.assert_close(torch_scan.reverse_scan(x.clone(), discount), x @ matrix)
 
 
 @pytest.mark.parametrize("precision", ["medium", "autocast"])
@@ -318,8 +407,10 @@ def test_the_fastest_installed_is_taken(monkeypatch):
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, there=there: object() if there else None
         )
+        choose._installed.cache_clear()
         assert choose.name_for(torch.ones(1)) == ("numba" if there else "torch")
         assert choose.name_for(torch.ones(1, device="meta")) == "torch"
+    choose._installed.cache_clear()
 
 
 def test_a_backend_out_of_order_is_replaced_with_one_warning(monkeypatch):
@@ -371,6 +462,27 @@ for rows, length in ((3, 5), (4, 1500)):
 """
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_makes_its_own_threads():
+    """A data loader forks its workers, and threads do not come along: who waits for them waits for ever."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, env=environment, timeout=120)
+
+
+FORK = """
+import os, signal, torch
+from rl_estimators import backends
+torch.set_num_threads(2)
+rewards, mask = torch.ones(64, 9000), torch.ones(64, 9000, dtype=torch.bool)
+backends.scores(rewards, mask)
+if not os.fork():
+    signal.alarm(30)
+    os._exit(0 if backends.scores(rewards, mask).total.eq(9000).all() else 1)
+assert os.wait()[1] == 0
+"""
+
+
 # ---- losses
 
 
@@ -404,11 +516,43 @@ def test_the_fused_policy_loss_is_the_plain_one(bound, mode, weighted, dtype):
         torch.testing.assert_close(metrics[name], others[name])
 
 
+@pytest.mark.parametrize("number", [0, 1, 7, 20, 64, 99])
+def test_the_highest_scores_with_and_without_a_look(number):
+    """Scores of five values, so that most tie: of equals the earlier, as a stable sort has it."""
+    scores = torch.randint(0, 5, (64,), generator=torch.Generator().manual_seed(0)).float()
+    order = sorted(range(64), key=lambda place: (-scores[place].item(), place))
+    wanted = [place in order[:number] for place in range(64)]
+    for top in (by_rank, by_threshold):
+        assert top(scores, torch.tensor(float(number))).tolist() == wanted
+
+
+def test_a_draw_is_the_same_with_and_without_a_look():
+    """What a GPU does, computed here; three of the candidates, and all of them when there are fewer than asked for."""
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 40, generator=draw) > 0.3
+    candidates = mask & (torch.rand(6, 40, generator=draw) > 0.8)
+    for number in (3, 500):
+        both = [
+            function(candidates, mask, torch.tensor(number), torch.Generator().manual_seed(1))
+            for function in (_draw, _draw_blindly)
+        ]
+        assert torch.equal(*both)
+        assert both[0].sum() == min(number, int(candidates.sum()))
+        assert (candidates | ~both[0]).all()
+
+
 def test_losses_keep_4_bytes_a_token_for_the_backward_pass():
     x, mask = torch.randn(4, 5, 8, 1000).unbind(0), torch.ones(5, 8, 1000).bool().flatten(0, 1)
     a, b, c, leaf = (y.flatten(0, 1).clone() for y in x)
     leaf.requires_grad_()
-    for run in (lambda: ppo_clip(a, leaf, b, mask)[0], lambda: clipped(leaf, a, c, mask)[0]):
+    runs = [lambda: clipped(leaf, a, c, mask)[0]]
+    for name in rl_estimators.list_policy_loss():
+        runs.append(
+            lambda name=name: rl_estimators.policy_loss(
+                name, old_log_prob=a, log_prob=leaf, advantages=b, response_mask=mask
+            )[0]
+        )
+    for run in runs:
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda y, saved=saved: saved.append(y) or y, lambda y: y

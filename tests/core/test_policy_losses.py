@@ -326,6 +326,17 @@ def test_kl_cov_takes_the_earlier_of_equals():
     assert metrics["cov_frac"].item() == pytest.approx(0.2)
 
 
+def test_kl_cov_charges_nothing_for_an_infinite_log_ratio_elsewhere():
+    """A token that has become impossible keeps a finite loss, -e^-20 A, as long as the penalty is not its own."""
+    inputs = {**COV, "log_prob": COV["log_prob"].clone()}
+    inputs["log_prob"][0, 0] = -math.inf
+    loss, slope, _ = run("kl_cov", inputs, kl_cov_ratio=0)
+    other, expected, _ = run("importance_sampling", inputs)
+    assert loss.isfinite()
+    assert loss.item() == other.item()
+    assert slope.tolist() == expected.tolist()
+
+
 # ---- clip_cov's draw
 
 
@@ -402,8 +413,8 @@ def test_on_responses_of_one_token(mode):
     [
         ("gpg", {}, "reinforce", {}),
         ("kl_cov", {"ppo_kl_coef": 0.0}, "importance_sampling", {}),
-        ("importance_sampling", {}, "ppo_clip", {"clip_ratio_low": 1.0, "clip_ratio_high": 1e9, "fused": False}),
-        ("clip_cov", {"clip_cov_lb": 1e9, "clip_cov_ub": 1e9, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2}, "ppo_clip", {"fused": False}),
+        ("importance_sampling", {}, "ppo_clip", {"clip_ratio_low": 1.0, "clip_ratio_high": 1e9}),
+        ("clip_cov", {"clip_cov_lb": 1e9, "clip_cov_ub": 1e9, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2}, "ppo_clip", {}),
     ],
 )  # fmt: skip
 def test_what_it_comes_down_to(name, options, other, others, mode):
