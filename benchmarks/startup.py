@@ -2,7 +2,8 @@
 
 Every Ray worker of a run loads it. Fresh processes import one module of verl with and without it, in turn and in
 alternating order; inside each the processor's time is taken around the import, after torch's own. The garbage
-collector is off meanwhile: its full passes take 160 ms, and whether one more falls into the import is luck.
+collector is off meanwhile: its full passes take 160 ms, and whether one more falls into the import is luck. Beside them,
+what `import rl_estimators` itself takes beyond torch and numpy.
 """
 
 import os
@@ -12,7 +13,9 @@ import sys
 
 MODULES = ("verl", "verl.trainer.ppo.v1.trainer_base", "verl.trainer.main_ppo")
 CODE = """
-import gc, importlib, sys, time, torch, numpy, ray
+import gc, importlib, sys, time, torch, numpy
+if sys.argv[1].startswith("verl"):
+    import ray
 gc.disable()
 start = time.process_time()
 importlib.import_module(sys.argv[1])
@@ -39,6 +42,10 @@ def pair(module: str, turned: bool) -> tuple[float, float]:
 
 def main(repeats: int = 10) -> None:
     """Print medians over ``repeats`` pairs for each module; a pair before them warms the disk cache."""
+    alone = sorted(1000 * seconds("rl_estimators", "none") for _ in range(repeats + 1))
+    print(
+        f"import rl_estimators: median {statistics.median(alone):.0f} ms, from {alone[0]:.0f} to {alone[-1]:.0f}"
+    )
     for module in MODULES:
         pairs = [pair(module, turned=bool(i % 2)) for i in range(repeats + 1)][1:]
         columns = list(zip(*pairs, strict=True))

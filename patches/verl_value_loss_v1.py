@@ -1,21 +1,26 @@
-"""`rl_estimators.value_loss` reaches the critic of verl's v1 trainer.
+"""`rl_estimators.value_loss` reaches the critic of verl's v1 trainer, and diagnostics its actor and its critic.
 
-`_setup` builds the worker groups from the configuration and gives the critic's workers verl's value loss. Before it,
-the settings are checked and put where the actor's workers find them; after it, the critic's workers get ours.
+`_setup` builds the worker groups from the configuration and gives their workers verl's losses. Before it, the settings
+are checked and put where the actor's workers find them; after it, the workers get ours, where there is something to
+change or to watch.
 """
 
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
-from rl_estimators.verl import settings, value_loss
+from rl_estimators.verl import policy_updates, settings, value_loss
 
 
 def wrap(original: Function) -> Function:
     def _setup(self: Any) -> None:
-        chosen = settings.apply(self.config, self.use_critic).value_loss
+        chosen = settings.apply(self.config, self.use_critic)
         original(self)
-        if chosen is not None:
-            value_loss.send(self.critic_wg, self.config.critic, chosen.name, chosen.options)
+        loss = chosen.value_loss
+        if loss is not None or (chosen.diagnostics and self.use_critic):
+            name, options = (None, {}) if loss is None else (loss.name, loss.options)
+            value_loss.send(self.critic_wg, self.config.critic, name, options, chosen.diagnostics)
+        if chosen.diagnostics:
+            policy_updates.send(self.actor_rollout_wg, self.config)
 
     return _setup
 

@@ -31,6 +31,7 @@ from rl_estimators.calls import (
     register_value_loss,
     value_loss,
 )
+from rl_estimators.diagnostics import diagnose
 from rl_estimators.errors import EstimatorError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import Estimate
@@ -48,6 +49,7 @@ __all__ = [
     "EstimatorError",
     "FixedKLController",
     "collect_metrics",
+    "diagnose",
     "estimate",
     "get_adv_est",
     "get_policy_loss",

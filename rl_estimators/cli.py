@@ -1,6 +1,7 @@
-"""The command ``rl-estimators``: ``list`` what there is, ``doctor`` what is wrong, ``train`` with TRL."""
+"""The command ``rl-estimators``: what there is, what is wrong, what estimators make of rollouts, how runs went."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,6 +14,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Mapping[str, str] = {
     "list": "names of estimators and losses, what each needs, its source",
     "doctor": "check this environment; says what is missing and how to repair it",
+    "compare": "estimators side by side on rollouts of verl or TRL: what each learns from, and where they differ",
+    "diagnostics": "the numbers in the logs: what each is, what a bad value means, what to do",
+    "plot": "curves of training runs, from verl's and TRL's own logs",
     "train": "train with TRL; `rl-estimators train --help` has every setting",
 }
 
@@ -30,12 +34,29 @@ def main(arguments: list[str] | None = None) -> int:
         if words[:1] == [name]:
             _module(name).add_arguments(command)
     options = parser.parse_args(words)
+    code = 0
     try:
-        code = _module(options.command).run(options)
+        code = _run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: it has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        code: int = _module(options.command).run(options)
     except EstimatorError as error:
-        print(f"rl-estimators {options.command}: {error}", file=sys.stderr)
+        print(f"rl-estimators {options.command}: {_printable(str(error))}", file=sys.stderr)
         return 2
     return code
+
+
+def _printable(message: str) -> str:
+    """A message may quote a file's name or content, which must not command the terminal; its own lines stay."""
+    from rl_estimators.compare.plain import escaped
+
+    return "\n".join(map(escaped, message.split("\n")))
 
 
 def _module(name: str) -> Any:

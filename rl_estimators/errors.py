@@ -6,12 +6,14 @@ EstimatorError
 ├── DefinitionError (TypeError)         a function that cannot be registered
 ├── InputError (ValueError)             an input or option is missing, misshapen, of a wrong dtype or unknown
 ├── EntryPointError (ImportError)       another distribution's offer cannot be imported
+├── CheckpointError (OSError)            a checkpoint cannot be written
 └── PatchError (RuntimeError)           a hook into upstream code is not in force, or cannot be undone
 
 All of them survive pickling: they cross Ray's process borders as they are.
 """
 
 __all__ = [
+    "CheckpointError",
     "DefinitionError",
     "DuplicateNameError",
     "EntryPointError",
@@ -44,6 +46,10 @@ class InputError(EstimatorError, ValueError):
 
 class EntryPointError(EstimatorError, ImportError):
     """What another distribution offers under an entry point cannot be imported."""
+
+
+class CheckpointError(EstimatorError, OSError):
+    """A checkpoint cannot be written: the disk is full, say."""
 
 
 class PatchError(EstimatorError, RuntimeError):

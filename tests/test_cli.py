@@ -4,6 +4,7 @@ import importlib.metadata
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from rl_estimators import cli, doctor, patching
 from rl_estimators.commands import train
 from rl_estimators.patching import Patch
 from rl_estimators.registry import ADV_ESTIMATORS
+
+ROLLOUTS = Path(__file__).parents[1] / "examples" / "rollouts.jsonl"
 
 
 def test_list_names_needs_and_sources(capsys):
@@ -41,6 +44,18 @@ def test_a_command_is_needed(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
     assert "usage: rl-estimators" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["diagnostics"], ["compare", str(ROLLOUTS)]], ids=lambda words: words[0]
+)
+def test_a_reader_that_goes_away(words):
+    """``| true``: nobody reads, whenever it is written."""
+    words = [sys.executable, "-m", "rl_estimators", *words]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_train_without_trl_says_how_to_get_it(capsys, monkeypatch):

@@ -23,6 +23,10 @@ class Rollouts:
             approximate.
         inputs: Tensors, and names of groups, under the names of :data:`rl_estimators.fields.FIELDS`, each ``(B, T)``,
             ``(B,)`` or ``(B, K)``. There always are ``token_level_rewards``, ``response_mask`` and ``index``.
+        components: Names of the K rewards of ``reward_components``, where the file names them.
+        logged: ``(B,)`` the advantages that the run itself has logged, if it has.
+        notes: What a reader of the numbers has to know: what was summed, left out, or assumed.
+        format: What the file was read as, in words.
     """
 
     source: str
@@ -31,6 +35,10 @@ class Rollouts:
     pieces: Sequence[Sequence[str]]
     exact: bool
     inputs: Mapping[str, Any]
+    components: Sequence[str] = ()
+    logged: Tensor | None = None
+    notes: Sequence[str] = ()
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Comparison:
 
     Attributes:
         rollouts: What was compared.
-        advantages: ``(B, T)`` for each estimator that could run, by the name the user gave, in the user's order.
+        advantages: ``(B, T)`` for each estimator that could run, by the name the user gave, in the user's order. What the
+            run itself has logged comes last, as ``logged``.
         not_run: For each estimator that could not, why.
         excluded: For each that ran, how many responses it left out because a number was not finite.
     """

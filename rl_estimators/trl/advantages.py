@@ -17,6 +17,7 @@ from rl_estimators import shaping
 from rl_estimators.calls import estimate
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.trl import rewards, upstream
+from rl_estimators.trl.diagnostics import SOUND
 from rl_estimators.trl.rewards import Scored
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def add(trainer: "EstimatorTrainer", batch: dict[str, Any], scored: Scored) -> d
     if trainer.critic is not None:
         batch["values"] = local["values"]
         batch["returns"] = result.returns[rows, :width].to(local["values"].dtype).contiguous()
-        trainer.critic.log_rollout(everywhere["values"], result.returns, _judged(everywhere), mode)
+        sound = _sound(everywhere)
+        batch[SOUND] = sound[rows]
+        judged = everywhere["response_mask"] & sound[:, None]
+        trainer.critic.log_rollout(everywhere["values"], result.returns, judged, mode)
+    if trainer.diagnostics is not None:
+        trainer.diagnostics.log_batch(everywhere, result, scored, mode)
     _log(trainer, mode, counts, per_response)
     return batch
 
@@ -93,6 +99,7 @@ def _inputs(
             config.token_reward_weights,
         ),
     }
+    scored.scores = given["token_level_rewards"].sum(-1)
     if config.kl_in_reward or _wants_old_log_probs(trainer, batch):
         given["old_log_probs"] = _old_log_probs(trainer, batch, mode)
     if config.kl_in_reward:
@@ -126,8 +133,8 @@ def _old_log_probs(trainer: "EstimatorTrainer", batch: dict[str, Any], mode: str
     return found
 
 
-def _judged(everywhere: dict[str, Any]) -> Tensor:
-    """``(B, T)`` bool: tokens that say something about the critic.
+def _sound(everywhere: dict[str, Any]) -> Tensor:
+    """``(B,)`` bool: completions that say something about the critic.
 
     An estimator leaves out a completion with a number that is not finite, and returns its old values there, which
     would count as perfectly foreseen.
@@ -137,7 +144,7 @@ def _judged(everywhere: dict[str, Any]) -> Tensor:
         torch.where(mask, everywhere[name], 0).isfinite().all(-1)
         for name in ("token_level_rewards", "values")
     ]
-    return mask & (sound[0] & sound[1])[:, None]
+    return sound[0] & sound[1]
 
 
 def _wants_old_log_probs(trainer: "EstimatorTrainer", batch: dict[str, Any]) -> bool:

@@ -12,8 +12,8 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from rl_estimators.errors import InputError
 from rl_estimators.hints import did_you_mean
+from rl_estimators.modules import load_module
 from rl_estimators.trl.config import EstimatorConfig
-from rl_estimators.trl.functions import load_module
 from rl_estimators.trl.grpo import GRPOTrainer
 from rl_estimators.trl.ppo import PPOTrainer
 from rl_estimators.trl.reinforce_pp import ReinforcePPTrainer

@@ -78,6 +78,7 @@ class EstimatorConfig(GRPOConfig):
         vf_coef: Factor of the value loss.
         critic_warmup_steps: Optimizer steps in which only the critic learns.
         critic_micro_batch_size: Completions per forward pass of a separate critic; None for the policy's.
+        diagnostics: Log the numbers of :data:`rl_estimators.diagnostics.DIAGNOSTICS`.
 
     Raises:
         UnknownNameError: no such estimator or loss.
@@ -206,6 +207,13 @@ class EstimatorConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Completions per forward pass of a separate critic. Unset, per_device_train_batch_size."
+        },
+    )
+    diagnostics: bool = field(
+        default=True,
+        metadata={
+            "help": "Log numbers that tell whether advantages and updates can be trusted; `rl-estimators diagnostics` "
+            "says what each means."
         },
     )
 

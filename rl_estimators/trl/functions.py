@@ -1,22 +1,17 @@
 """Functions by name, for a command line: reward functions of one's own, and TRL's."""
 
 import ast
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import trl.rewards
 
 from rl_estimators.errors import InputError
 from rl_estimators.hints import did_you_mean
+from rl_estimators.modules import load_module
 
-__all__ = ["builtin_rewards", "find", "load_module"]
+__all__ = ["builtin_rewards", "find"]
 
 
 def find(name: str, key: str, builtin: Mapping[str, Callable[..., Any]] | None = None) -> Callable[..., Any]:
@@ -48,48 +43,6 @@ def builtin_rewards() -> dict[str, Callable[..., Any]]:
     """TRL's own reward functions by name, and the functions (``get_...``) that make some."""
     found = {name: getattr(trl.rewards, name) for name in trl.rewards.__all__}
     return {name: function for name, function in found.items() if inspect.isfunction(function)}
-
-
-def load_module(name: str, key: str) -> ModuleType:
-    """Import a module by its name, seen from the working directory as well, or a ``.py`` file by its path.
-
-    Raises:
-        InputError: there is no such module or file. What goes wrong inside of it is raised as it is.
-    """
-    if name.endswith(".py"):
-        return _load_file(Path(name), key)
-    if str(Path.cwd()) not in sys.path:  # a console script does not look here by itself
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(missing + "."):
-            raise InputError(f"{key}: no module {missing!r}, looked from {Path.cwd()} as well") from None
-        raise  # it is there, and misses something itself
-
-
-def _load_file(path: Path, key: str) -> ModuleType:
-    """As a script would be run: with its folder on the path."""
-    if not path.is_file():
-        raise InputError(f"{key}: no file {str(path)!r} in {Path.cwd()}")
-    path = path.resolve()
-    # one module a file, whichever settings name it
-    name = f"rle_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None  # it ends in .py
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _attribute(path: str, key: str, builtin: Mapping[str, Any]) -> Callable[..., Any]:

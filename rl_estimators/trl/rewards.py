@@ -27,12 +27,14 @@ class Scored:
         truncated: ``(B,)`` bool, of this process: cut off by the length limit.
         token_rewards: Of this process: for each ``token_reward_funcs``, a number per token of each completion.
         reward_baselines: ``(N,)`` of all processes: reward of the prompt's greedy completion.
+        scores: ``(B,)`` of this process: the sum of each completion's rewards, without the KL divergence.
     """
 
     rewards_per_func: Tensor | None = None
     truncated: Tensor | None = None
     token_rewards: list[list[Tensor]] = field(default_factory=list)
     reward_baselines: Tensor | None = None
+    scores: Tensor | None = None
 
 
 def scores(rewards_per_func: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ One step of TRL's trainer, and where ours joins it:
 1. completions are generated and scored         ``_calculate_rewards``: keep the rewards; ReMax: a greedy completion
 2. rewards become advantages                    ``_generate_and_score_completions``: replace them by ours
 3. the loss of a micro-batch                    ``_compute_loss``: a policy loss of ours; the critic learns as well
-4. an optimizer step                            ``training_step``: the critic's too; the policy waits while it warms up
+4. an optimizer step                            ``training_step``: the critic's too; the policy waits while it warms up;
+                                                neither steps along a gradient that is not finite
 5. a checkpoint                                 the critic, its optimizer and the generation batch belong to it
 """
 
@@ -25,9 +26,10 @@ from trl import GRPOTrainer
 
 from rl_estimators.errors import InputError
 from rl_estimators.registry import ADV_ESTIMATORS
-from rl_estimators.trl import advantages, counts, greedy, policy, refusals, rollouts, upstream
+from rl_estimators.trl import advantages, counts, finite, greedy, policy, refusals, rollouts, upstream
 from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig
 from rl_estimators.trl.critic import Critic, checkpoint, make_critic
+from rl_estimators.trl.diagnostics import Diagnostics
 from rl_estimators.trl.rewards import Scored, TokenReward, token_rewards
 
 __all__ = ["EstimatorTrainer"]
@@ -88,6 +90,7 @@ class EstimatorTrainer(GRPOTrainer):
         self._token_reward_funcs = functions
         self._scored: Scored | None = None
         self.critic: Critic | None = None
+        self.diagnostics: Diagnostics | None = Diagnostics(self) if config.diagnostics else None
         self.kl_controller = config.kl_controller()
         super().__init__(*bound.args[1:], **bound.kwargs)
         upstream.check_attributes(self)
@@ -154,12 +157,23 @@ class EstimatorTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         critic = self.critic if self.model.training else None
-        with nullcontext() if critic is None else critic.watching(), self._without_kl_in_loss():
+        diagnostics = self.diagnostics if self.model.training else None
+        with (
+            nullcontext() if critic is None else critic.watching(),
+            nullcontext() if diagnostics is None else diagnostics.watching(inputs),
+            self._without_kl_in_loss(),
+        ):
             if self.args.policy_loss == TRL_LOSS:
                 loss: Tensor = super()._compute_loss(model, inputs)
             else:
                 loss = policy.loss(self, model, inputs)
         return loss if critic is None else critic.learn(inputs, loss)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self.diagnostics is not None:
+            self.diagnostics.see(found[0])
+        return found
 
     @contextmanager
     def _without_kl_in_loss(self) -> Iterator[None]:
@@ -179,6 +193,9 @@ class EstimatorTrainer(GRPOTrainer):
             if self.state.global_step < self.args.critic_warmup_steps:
                 # no gradient, no step: neither momentum nor weight decay moves the policy
                 model.zero_grad(set_to_none=True)
+        finite.drop_unless_finite(self, model)
+        if self.diagnostics is not None:
+            self.diagnostics.step()
         return loss
 
     # -------------------------------------------------------------------------------------------------- checkpoints

@@ -17,7 +17,7 @@ from rl_estimators.calls import estimate
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
-from rl_estimators.verl import batch, core_algos, reward_keys, step_metrics
+from rl_estimators.verl import batch, core_algos, diagnostics, reward_keys, step_metrics
 
 __all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
 
@@ -53,6 +53,8 @@ def as_verl(name: str) -> Callable[..., Estimate]:
         with collect_metrics() as metrics:
             result = estimate(name, **{"masked_rewards": "carry", **given})
         step_metrics.add(metrics)
+        if diagnostics.switched_on(config):
+            step_metrics.keep(diagnostics.of_batch(ADV_ESTIMATORS.spec(name), config, given, result))
         return result
 
     estimator.__name__ = estimator.__qualname__ = PREFIX + name

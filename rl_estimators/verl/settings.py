@@ -1,7 +1,8 @@
-"""The node ``rl_estimators`` in verl's configuration: which losses to train with.
+"""The node ``rl_estimators`` in verl's configuration: which losses to train with, and whether diagnostics are logged.
 
     +rl_estimators.value_loss.name=huber +rl_estimators.value_loss.delta=0.5
     +rl_estimators.policy_loss.name=ppo_clip +rl_estimators.policy_loss.clip_ratio_c=3.0
+    +rl_estimators.diagnostics=False
 
 ``name`` is one of ``rl-estimators list``; the other keys are that loss's options, as its signature has them. How
 losses are averaged stays with verl (``loss_agg_mode``). Options of an estimator stand elsewhere, in
@@ -17,7 +18,7 @@ from rl_estimators.errors import EstimatorError, InputError, PatchError, Unknown
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
 from rl_estimators.verl import core_algos, named_options, policy_losses, presets, value_loss
-from rl_estimators.verl.estimators import PREFIX
+from rl_estimators.verl.estimators import PREFIX, spec_of
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
 
 __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
@@ -37,6 +38,7 @@ class Schema:
 
     policy_loss: dict[str, Any] | None = None
     value_loss: dict[str, Any] | None = None
+    diagnostics: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ class Loss:
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole node; None where verl's own loss stays."""
+    """The whole node.
+
+    Attributes:
+        policy_loss: None where verl's own stays.
+        value_loss: Likewise.
+        diagnostics: Whether the workers' updates are watched: something of ours is in use, and nobody switched it off.
+    """
 
     policy_loss: Loss | None = None
     value_loss: Loss | None = None
+    diagnostics: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,11 @@ def read(config: Any) -> Settings:
         InputError: anything else that does not fit; the message names the full key.
     """
     _refuse_misspelt(config)
-    losses = {
-        key: _read_loss(config, key, loss)
-        for key, loss in _schema(config.get(KEY)).items()
-        if loss is not None
-    }
-    return Settings(**losses)
+    node = _schema(config.get(KEY))
+    losses = {key: _read_loss(config, key, node[key]) for key in _KINDS if node[key] is not None}
+    # without the hook nobody would make numbers of what the workers report
+    watched = node["diagnostics"] and patching.in_force("verl_log")
+    return Settings(**losses, diagnostics=watched and (bool(losses) or _uses_ours(config)))
 
 
 def apply(config: Any, use_critic: bool | None = None) -> Settings:
@@ -142,9 +150,9 @@ def _schema(node: Any) -> dict[str, Any]:
                 f"{KEY}.{key}: no such key.{did_you_mean(str(key), schema)} Known: {', '.join(schema)}."
             ) from None
         except ValidationError:
-            raise InputError(
-                f"{KEY}.{key} is {value!r}, expected a name and options by key: +{KEY}.{key}.name={value}"
-            ) from None
+            expected = f"a name and options by key: +{KEY}.{key}.name={value}"
+            expected = expected if key in _KINDS else f"true or false: +{KEY}.{key}=False"
+            raise InputError(f"{KEY}.{key} is {value!r}, expected {expected}") from None
     found: dict[str, Any] = OmegaConf.to_container(schema)
     return found
 
@@ -156,6 +164,16 @@ def _no_mapping(node: Any) -> str:
         f"spelled +{presets.GROUP}=NAME, where Hydra refuses names it does not find.{did_you_mean(PREFIX + str(node), names)} "
         f"Known: {', '.join(names)}. The keys of {KEY} itself: {', '.join(f'{KEY}.{kind}.name' for kind in _KINDS)}."
     )
+
+
+def _uses_ours(config: Any) -> bool:
+    """Whether the configuration has an estimator or a policy loss of ours."""
+    from omegaconf import OmegaConf
+
+    estimator, mode = OmegaConf.select(config, "algorithm.adv_estimator"), OmegaConf.select(config, _MODE)
+    if estimator is not None and spec_of(core_algos.estimator_name(estimator)) is not None:
+        return True
+    return isinstance(mode, str) and policy_losses.name_of(mode) is not None
 
 
 def _read_loss(config: Any, key: str, node: Mapping[str, Any]) -> Loss:

@@ -169,7 +169,8 @@ def test_disabled(upstream, monkeypatch, value):
             State.DRIFTED,
             "its body has changed: reviewed 000000000000 in 1.4, found ",
         ),
-        ({"attribute": "gone"}, State.FAILED, "KeyError: 'gone'"),
+        ({"attribute": "gone"}, State.DRIFTED, "gone: rle_upstream defines no gone"),
+        ({"attribute": "Gone.grow"}, State.DRIFTED, "gone: rle_upstream defines no Gone.grow"),
         ({"wrap": lambda original: 1 / 0}, State.FAILED, "ZeroDivisionError"),
     ],
 )

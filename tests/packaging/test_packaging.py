@@ -54,15 +54,16 @@ def test_patches_cannot_be_imported_under_a_generic_name():
 
 
 def modules():
-    """Every module and preset of ours by its installed path, read off the tree."""
+    """Every module, preset and page of ours by its installed path, read off the tree."""
     places = {
         "rl_estimators": "rl_estimators",
         "patches": "rl_estimators/patches",
         "configs": "rl_estimators/configs",
     }
     for top, place in places.items():
-        for path in [*(ROOT / top).rglob("*.py"), *(ROOT / top).rglob("*.yaml")]:
-            yield f"{place}/{path.relative_to(ROOT / top)}"
+        for path in (ROOT / top).rglob("*.*"):
+            if path.suffix in (".py", ".yaml", ".html", ".css", ".js"):
+                yield f"{place}/{path.relative_to(ROOT / top)}"
 
 
 @pytest.mark.slow

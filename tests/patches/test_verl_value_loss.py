@@ -63,8 +63,21 @@ def test_settings_come_before_the_workers_and_the_loss_after(patch, calls):
     assert calls == [
         ("apply", Trainer.config, True),
         ("build", {"actor": True}),
-        ("send", "workers", "critic config", "huber", {"delta": 2}),
+        ("send", "workers", "critic config", "huber", {"delta": 2}, False),
     ]
+
+
+@pytest.mark.parametrize("use_critic", [True, False])
+def test_diagnostics_watch_verls_own_losses(patch, calls, monkeypatch, use_critic):
+    from rl_estimators.verl import policy_updates, settings
+
+    monkeypatch.setattr(settings, "apply", lambda *_: settings.Settings(diagnostics=True))
+    monkeypatch.setattr(policy_updates, "send", lambda *args: calls.append(("watch", *args)))
+    monkeypatch.setattr(Trainer, "use_critic", use_critic)
+    monkeypatch.setattr(Trainer, "actor_rollout_wg", "actors", raising=False)
+    patch.wrap(Trainer.build)(Trainer())
+    critics = [("send", "workers", "critic config", None, {}, True)] if use_critic else []
+    assert calls == [("build", {}), *critics, ("watch", "actors", Trainer.config)]
 
 
 def test_without_a_value_loss_nothing_is_sent(patch, calls, monkeypatch):

@@ -13,6 +13,7 @@ import toy
 from trl import GRPOConfig, GRPOTrainer
 
 from rl_estimators import list_adv_est
+from rl_estimators.diagnostics import PREFIX
 from rl_estimators.registry import ADV_ESTIMATORS
 from rl_estimators.trl import EstimatorConfig, EstimatorTrainer, advantages, counts, policy
 from rl_estimators.trl.rewards import Scored
@@ -95,7 +96,10 @@ def advantages_of(trainer, name, rank, world):
     if not trainer.wants("reward_baselines"):
         scored.reward_baselines = None
     found = advantages.add(trainer, batch, scored)
-    return {key: found[key] for key in ("advantages", "returns") if key in found}
+    logged = {
+        key: numbers.pop() for key, numbers in trainer._metrics["train"].items() if key.startswith(PREFIX)
+    }
+    return {key: found[key] for key in ("advantages", "returns") if key in found} | {"logged": logged}
 
 
 def everything(model, folder, rank, world):
@@ -135,6 +139,19 @@ def losses(model, folder, rank, world):
     return found
 
 
+def updates(model, folder, rank, world):
+    """The ratios of a step on one batch, each process with its own rows."""
+    share = ROWS // world
+    size = {"per_device_train_batch_size": share, "num_generations": 2}
+    trainer = toy.make(EstimatorTrainer, EstimatorConfig(**toy.settings(folder, **size)), model)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    own = toy.part(toy.policy_batch(trainer, ROWS), slice(rank * share, (rank + 1) * share))
+    trainer._compute_loss(trainer.model, own)
+    trainer.diagnostics.step()
+    return {key: numbers[0] for key, numbers in trainer._metrics["train"].items() if key.startswith(PREFIX)}
+
+
 def one_generation(model, folder):
     """A completion a prompt, and one a process: trained and evaluated; the number of rewards of each kind."""
     size = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "num_generations": 1}
@@ -166,6 +183,7 @@ def main():
     found |= {"world": world, "advantages": everything(model, folder, rank, world)}
     found["one_generation"] = one_generation(model, folder)
     found["losses"] = losses(model, folder, rank, world)
+    found["updates"] = updates(model, folder, rank, world)
     torch.save(found, folder / f"{rank}.pt")
 
 

@@ -462,7 +462,7 @@ def test_what_is_logged(tiny, tmp_path, critic):
     config = critics.config(tmp_path, max_steps=2, critic=critic, eval_strategy="steps", eval_steps=2)
     run = toy.train(critics.PPOTrainer, config, tiny)
     rollout = {"explained_variance", "values_mean", "returns_mean"}
-    learnt = {"value_loss", "vf_clipfrac", "vpred_mean", "grad_norm", "lr"}
+    learnt = {"value_loss", "vf_clipfrac", "vpred_mean", "grad_norm", "lr", "update_skipped"}
     found = {name for row in run.logs for name in row if "critic/" in name}
     assert found == {f"critic/{name}" for name in rollout | learnt} | {
         f"eval_critic/{name}" for name in rollout

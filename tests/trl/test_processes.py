@@ -71,8 +71,12 @@ def one(tiny, tmp_path_factory):
 @pytest.mark.parametrize("charged", [False, True], ids=["", "kl_in_reward"])
 @pytest.mark.parametrize("name", list_adv_est())
 def test_two_processes_equal_one(one, two, name, charged):
-    whole = one[name, charged]
+    whole = dict(one[name, charged])
+    logged = whole.pop("logged")
+    assert len(logged) > 10
     assert whole["advantages"].abs().max() > 0
+    for found in two:
+        assert found["advantages"][name, charged]["logged"] == pytest.approx(logged, rel=1e-6, abs=1e-9)
     for key, tensor in whole.items():
         for rank, found in enumerate(two):
             part = found["advantages"][name, charged][key]
@@ -81,6 +85,13 @@ def test_two_processes_equal_one(one, two, name, charged):
                 assert (wanted[:, part.shape[1] :] == 0).all()
                 wanted = wanted[:, : part.shape[1]]
             assert torch.equal(part, wanted)
+
+
+def test_two_processes_log_the_updates_of_one(two, tiny, tmp_path):
+    whole = ranks.updates(tiny, tmp_path, 0, 1)
+    assert whole["rl_estimators/ratio_max"] > 1.1
+    for found in two:
+        assert found["updates"] == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import toy  # noqa: E402
 
 from rl_estimators import cli  # noqa: E402
 from rl_estimators.errors import InputError  # noqa: E402
+from rl_estimators.modules import load_module  # noqa: E402
 from rl_estimators.registry import ADV_ESTIMATORS  # noqa: E402
 from rl_estimators.trl import EstimatorTrainer, ReinforcePPConfig, ReinforcePPTrainer  # noqa: E402
 from rl_estimators.trl import train as command  # noqa: E402
 from rl_estimators.trl.arguments import TRAINERS, parse  # noqa: E402
-from rl_estimators.trl.functions import find, load_module  # noqa: E402
+from rl_estimators.trl.functions import find  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "trl"

@@ -93,7 +93,8 @@ def test_counts_are_kept_for_the_steps_metrics(core_algos):
     from rl_estimators.verl import step_metrics
 
     step_metrics.drain()
-    advantages("reinforce_pp", [[0.0, 4.0], [NAN, 1.0]], [[1, 0], [1, 1]])
+    off = {"diagnostics": False}
+    advantages("reinforce_pp", [[0.0, 4.0], [NAN, 1.0]], [[1, 0], [1, 1]], rl_estimators=off)
     assert step_metrics.drain() == {
         "rl_estimators/carried_rewards": 1.0,
         "rl_estimators/ignored_rewards": 0.0,

@@ -53,6 +53,23 @@ def check_value_loss(record, row):
     assert row["critic/grad_norm"] > 0
 
 
+def check_updates(record, row):
+    """What the workers' sums make of the step's updates: one of the critic, two of the actor."""
+    values, returns, mask = runs.arrays(record, "values", "returns", "response_mask")
+    values, returns = values[mask > 0], returns[mask > 0]
+    explained = pytest.approx(1 - (returns - values).var() / returns.var(), rel=1e-3, abs=1e-3)
+    assert row["rl_estimators/explained_variance_before"] == explained
+    assert (
+        row["rl_estimators/explained_variance_after"] == explained
+    )  # before its own step, and there is but one
+    assert "rl_estimators/value_clip_share" not in row
+    low, mean, high = (row[f"rl_estimators/ratio_{which}"] for which in ("min", "mean", "max"))
+    spread, size = row["rl_estimators/ratio_std"], row["rl_estimators/effective_sample_size"]
+    assert low < 1 < high
+    assert size == pytest.approx(mean**2 / (mean**2 + spread**2))
+    assert 0 < row["rl_estimators/policy_kl"] < 1
+
+
 def test_v1_with_a_preset_and_losses_over_it_on_two_workers(tmp_path, monkeypatch):
     """A dual clip at 1 binds wherever a bad token became likelier; verl's default of 3 hardly ever does."""
     records = runs.recorded(monkeypatch, tmp_path / "records")
@@ -70,6 +87,7 @@ def test_v1_with_a_preset_and_losses_over_it_on_two_workers(tmp_path, monkeypatc
         given = columns(record, "token_level_rewards", "values", "response_mask")
         check_advantages(record, definitions.gae(**given, lam=0.95))  # the preset's lambda
         check_value_loss(record, row)
+        check_updates(record, row)
         assert row["actor/rl_estimators/policy_loss/ppo_clip"] == 1
         assert row["actor/pg_clipfrac_lower"] > 0.05
         assert row["actor/ppo_kl"] != 0
@@ -106,5 +124,6 @@ def test_the_legacy_trainer_and_a_resume(tmp_path, monkeypatch):
             record, definitions.reinforce_pp(**columns(record, "token_level_rewards", "response_mask"))
         )
         check_value_loss(record, row)
+        check_updates(record, row)
         assert row["actor/rl_estimators/policy_loss/ppo_clip"] == 1
         assert row["actor/pg_clipfrac"] > 0.2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_estimators.calls import value_loss
-from rl_estimators.trl import upstream
+from rl_estimators.trl import finite, upstream
 from rl_estimators.trl.critic import checkpoint
 from rl_estimators.trl.critic.metrics import TokenMeans, explained
 from rl_estimators.trl.critic.updates import Updates
@@ -57,8 +57,11 @@ class Critic(ABC):
         if not self.trainer.accelerator.sync_gradients:
             return
         metrics = self.trainer._metrics["train"]
-        for name, number in {**self._means.pop(), **self.updates.step()}.items():
+        learnt = self.updates.step()
+        for name, number in {**self._means.pop(), **learnt}.items():
             metrics[f"critic/{name}"].append(number)
+        if learnt["update_skipped"]:
+            finite.warn(self.trainer, "critic", "critic/update_skipped")
 
     def create_scheduler(self, num_training_steps: int) -> None:
         """Make the learning-rate schedule, once it is known how many optimizer steps there will be."""
@@ -103,6 +106,8 @@ class Critic(ABC):
             **self._loss_options,
         )
         self._means.add(loss / counts["dp_size"], metrics, mask)
+        if self.trainer.diagnostics is not None:
+            self.trainer.diagnostics.see_values(vpreds, rows, self._loss_options)
         weighted: Tensor = config.vf_coef * loss
         return weighted
 

@@ -23,7 +23,7 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rl_estimators.errors import InputError
+from rl_estimators.errors import CheckpointError, InputError
 
 __all__ = ["FOLDER", "begin", "check", "export", "read", "read_weights", "write"]
 
@@ -44,29 +44,30 @@ def write(folder: Path, module: nn.Module, states: dict[str, Any]) -> None:
         folder: Its place; what is there is replaced.
         module: Its weights, and its ``config`` if it has one.
         states: By file name what else is saved.
+
+    Raises:
+        CheckpointError: it cannot be written; what is in ``folder`` is what was there.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    export(unfinished, module)
-    for name, state in states.items():
-        torch.save(state, unfinished / name)
+    with _writing(folder):
+        unfinished.mkdir(parents=True)
+        _export(unfinished, module)
+        for name, state in states.items():
+            torch.save(state, unfinished / name)
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.replace(folder)
 
 
 def export(folder: Path, module: nn.Module) -> None:
-    """Write the weights, and the ``config`` if there is one, into ``folder``, beside what else is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = (
-        folder / f"{WEIGHTS}.unfinished"
-    )  # a model that was loaded from here may still read the old file
-    save_model(module, str(unfinished))
-    unfinished.replace(folder / WEIGHTS)
-    config: Any = getattr(module, "config", None)
-    if hasattr(config, "save_pretrained"):
-        config.save_pretrained(folder)
+    """Write the weights, and the ``config`` if there is one, into ``folder``, beside what else is there.
+
+    Raises:
+        CheckpointError: they cannot be written; the weights in ``folder`` are those that were there.
+    """
+    with _writing(folder):
+        _export(folder, module)
 
 
 def check(checkpoint: Path) -> None:
@@ -113,6 +114,29 @@ def read_weights(folder: Path, module: nn.Module) -> None:
     """
     with _naming(folder / WEIGHTS):
         load_model(module, folder / WEIGHTS)
+
+
+def _export(folder: Path, module: nn.Module) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # a model that was loaded from here may still read the old file
+    unfinished = folder / f"{WEIGHTS}.unfinished"
+    save_model(module, str(unfinished))
+    unfinished.replace(folder / WEIGHTS)
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what could not be written; on a full disk torch throws no more than "iostream error"."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({type(error).__name__}: {error}): the disk may be full; make room, and resume "
+            "from the last whole checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -11,13 +11,17 @@ from rl_estimators.errors import InputError
 from rl_estimators.trl import counts, upstream
 from rl_estimators.trl.critic.base import Critic, before_and_after
 from rl_estimators.trl.critic.value_model import switch_off_dropout, value_model
+from rl_estimators.trl.diagnostics import SOUND
 
 if TYPE_CHECKING:
     from rl_estimators.trl.trainer import EstimatorTrainer
 
 __all__ = ["SeparateCritic"]
 
-_ROWS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "values", "returns")
+_ROWS = (
+    *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "values", "returns"),
+    SOUND,
+)
 
 
 class SeparateCritic(Critic):

@@ -1,5 +1,6 @@
 """The critic's optimizer and its learning-rate schedule."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,15 +61,20 @@ class Updates:
         )
 
     def step(self) -> dict[str, float]:
-        """Clip, step, and clear the gradients; returns the gradient's norm before clipping and the learning rate."""
+        """Clip, step, and clear the gradients; returns the gradient's norm before clipping and the learning rate.
+
+        A gradient that is not finite is cleared without a step, which ``update_skipped`` counts.
+        """
         limit = self._args.max_grad_norm or float("inf")  # 0 is the Trainer's word for no clipping
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": float(norm), "lr": float(rate)}
+        return {"grad_norm": norm, "lr": float(rate), "update_skipped": float(skipped)}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, by file name."""
