@@ -1,9 +1,13 @@
 # make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
 # make test    pass all tests
 # make lint    ruff and mypy
-# make upstream   which hooks fit which releases of verl
+# make upstream   which hooks fit which releases of verl, which releases of TRL our trainers; and what to do where not
+# make upstream-tests   verl's own tests, without our package and with it (minutes); TRL's too: TRL_TESTS=trl/tests
 # make trl-releases   which releases of TRL the trainers run on
+# make against-upstream   our `compat` against the numbers of verl's and TRL's releases (minutes)
 # make bench   our kernels against verl's functions and a memory copy (minutes)
+# make fuzz    100,000 random batches through every estimator and loss (a quarter of an hour); CASES=1000 for fewer
+# make load    10,000 estimates in one process: memory, threads (minutes)
 # make clean   remove everything that these made
 #
 # Each sets up .venv first if need be. Another Python: make smoke PYTHON=python3.12
@@ -14,7 +18,7 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint upstream trl-releases bench clean setup
+.PHONY: smoke test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
@@ -32,13 +36,25 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 upstream: $(VENV)/.installed
-	$(BIN)/python .ci/upstream.py $(or $(RELEASES),0.8.0 0.9.0 0.9.1)
+	$(BIN)/python .ci/upstream.py $(or $(RELEASES),0.8.0 0.9.0 0.9.1) --trl $(or $(TRL_RELEASES),1.12.0 1.13.0 1.14.0 1.16.0)
+
+upstream-tests: $(VENV)/.installed
+	$(BIN)/python .ci/upstream_tests.py $(if $(TRL_TESTS),--trl-tests $(TRL_TESTS)) $(PARTS)
 
 trl-releases: $(VENV)/.installed
 	$(BIN)/python .ci/trl_releases.py $(or $(RELEASES),1.12.0 1.13.0 1.14.0 1.16.0)
 
+against-upstream: $(VENV)/.installed
+	$(BIN)/python .ci/against_upstream.py $(RELEASES)
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/kernels.py $(BENCH)
+
+fuzz: $(VENV)/.installed
+	RL_ESTIMATORS_FUZZ=$(or $(CASES),100000) $(BIN)/python -m pytest -q tests/fuzz
+
+load: $(VENV)/.installed
+	$(BIN)/python benchmarks/load.py
 
 setup: $(VENV)/.installed
 

@@ -57,7 +57,7 @@ def main(arguments=None):
 
 
 def outcomes(whose, chosen, scratch):
-    """Each test's outcome and, if it is a failure, the last line of its message."""
+    """Each test's outcome, run with that trainer."""
     answer = scratch / f"{whose}.xml"
     environment = {
         **os.environ,
@@ -79,12 +79,17 @@ def outcomes(whose, chosen, scratch):
     )
     if not answer.exists():
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
+    return read(answer)
+
+
+def read(answer):
+    """Each test's outcome in pytest's report, and the first line of its message."""
     found = {}
     for case in ElementTree.parse(answer).iter("testcase"):
         kind = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
         word = "passed" if kind is None else kind.tag
-        message = "" if kind is None else kind.get("message", "").strip().splitlines()[0]
-        found[f"{case.get('classname').split('.')[-1]}::{case.get('name')}"] = (word, message)
+        message = "" if kind is None else (kind.get("message", "").strip().splitlines() or [""])[0]
+        found[f"{case.get('classname')}::{case.get('name')}"] = (word, message)
     return found
 
 

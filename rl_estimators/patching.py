@@ -9,6 +9,7 @@ it never breaks an upstream import, unless ``RL_ESTIMATORS_STRICT=1`` asks for t
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import logging
 import os
@@ -169,8 +170,11 @@ def require(name: str, *, purpose: str) -> None:
     Raises:
         PatchError: it is not; the message names ``purpose``, the state, what was expected and found.
     """
-    if not in_force(name):
-        found = _statuses.get(name, f"{name}: not installed")
+    status = _statuses.get(name)
+    if status is not None and status.state is State.PENDING and not _can_come(status.patch.module):
+        status = Status(status.patch, State.DRIFTED, f"gone: there is no module {status.patch.module}")
+    if status is None or status.state not in (State.APPLIED, State.PENDING):
+        found = status or f"{name}: not installed"
         raise PatchError(f"{purpose} needs a hook that is not in force. {found}. See `rl-estimators doctor`.")
 
 
@@ -216,6 +220,15 @@ def changed_body(status: Status) -> str:
     return _other_body(status.patch, vars(owner)[leaf])
 
 
+def _can_come(module: str) -> bool:
+    """Whether ``module`` can be found; what keeps its packages from being imported is not for us to judge."""
+    try:
+        return module in sys.modules or importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        return not (module == missing or module.startswith(missing + "."))
+
+
 def _on_import(patch: Patch, module: ModuleType) -> None:
     try:
         status = _apply(patch, module)
@@ -238,10 +251,15 @@ def _apply(patch: Patch, module: ModuleType) -> Status:
         detail = f"{patch.distribution} {release}, reviewed for {patch.releases}"
         return Status(patch, State.UNSUPPORTED, detail)
 
-    owner, leaf = _resolve(module, patch.attribute)
-    original = vars(owner)[leaf]
+    try:
+        owner, leaf = _resolve(module, patch.attribute)
+        original = vars(owner)[leaf]
+    except (AttributeError, KeyError):
+        return Status(patch, State.DRIFTED, f"gone: {patch.module} defines no {patch.attribute}")
     if getattr(original, _MARK, None) == patch.name:
         return Status(patch, State.APPLIED)
+    if home := _moved_to(patch, original):
+        return Status(patch, State.DRIFTED, f"moved: {patch.module} has it from {home}")
     if signature(original) != patch.signature:
         return Status(patch, State.DRIFTED, f"expected {patch.signature}, found {signature(original)}")
     if patch.body_matters and (other := _other_body(patch, original)):
@@ -256,6 +274,13 @@ def _apply(patch: Patch, module: ModuleType) -> Status:
 @functools.cache  # the look-up reads a file, and a dozen hooks would each do it
 def _release(distribution: str) -> str:
     return importlib.metadata.version(distribution)
+
+
+def _moved_to(patch: Patch, original: Function) -> str:
+    """The module of the same package that defines the target, if it is another: who imports it there gets no patch."""
+    home = str(getattr(original, "__module__", patch.module))
+    family = patch.module.partition(".")[0]
+    return home if home != patch.module and home.partition(".")[0] == family else ""
 
 
 def _other_body(patch: Patch, original: Function) -> str:

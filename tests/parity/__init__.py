@@ -1,0 +1,1 @@
+"""verl's path and TRL's on the same recorded rollouts."""
