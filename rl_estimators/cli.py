@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _printable(message: str) -> str:
     """A message may quote a file's name or content, which must not command the terminal; its own lines stay."""
-    from rl_estimators.compare.plain import escaped
+    from rl_estimators.files.plain import escaped
 
     return "\n".join(map(escaped, message.split("\n")))
 

@@ -13,7 +13,7 @@ PACKAGE = Path(rl_estimators.__file__).parent
 # Bottom to top; what stands in one line may not import each other.
 LAYERS = (
     {"errors", "hints", "metrics"},
-    {"fields", "imports", "modules"},
+    {"fields", "files", "imports", "modules"},
     {"compat", "registry", "patching"},
     {"backends"},
     {"masked", "scan"},

@@ -12,8 +12,7 @@ from rl_estimators.compare.choices import Choice
 from rl_estimators.compare.files import files_of
 from rl_estimators.compare.keeping import Kept, large_blocks_apart
 from rl_estimators.compare.machine import as_json
-from rl_estimators.compare.outputs import check_output, write
-from rl_estimators.compare.plain import escaped
+from rl_estimators.compare.outputs import check_output
 from rl_estimators.compare.progress import progress
 from rl_estimators.compare.report import report
 from rl_estimators.compare.steps import Steps
@@ -22,6 +21,8 @@ from rl_estimators.compare.tokens import Tokens
 from rl_estimators.compare.weights import Weights
 from rl_estimators.compare.words import Words
 from rl_estimators.errors import InputError
+from rl_estimators.files.outputs import write
+from rl_estimators.files.plain import escaped
 from rl_estimators.modules import load_module
 
 __all__ = ["add_arguments", "run"]
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         if "html" in outputs and kept.left_out:
             problems.note(
                 "--html",
-                f"{kept.left_out:,} batches did not find room in the page; choose fewer with --steps, or fewer estimators",
+                f"{kept.left_out:,} {'batch' if kept.left_out == 1 else 'batches'} did not find room in the page; choose fewer with --steps, or fewer estimators",
             )
     finally:
         for line in problems.lines():
@@ -165,7 +166,12 @@ def _write(
     if "json" in outputs:
         made["json"] = as_json(summaries, problems).encode()
     for name, content in made.items():
-        write(f"--{name}", outputs[name], content)
+        try:
+            write(outputs[name], content)
+        except OSError as error:
+            raise InputError(
+                f"--{name} {outputs[name]}: it cannot be written: {error.strerror or error}"
+            ) from error
         print(f"wrote {escaped(str(outputs[name]))}", file=sys.stderr)
 
 

@@ -3,17 +3,20 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_range
+from rl_estimators.files.outputs import write
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot import table
 from rl_estimators.plot.concepts import CONCEPTS
 from rl_estimators.plot.draw import draw, refuse_too_much
 from rl_estimators.plot.find import is_log, load
 from rl_estimators.plot.panels import choose, names_of
-from rl_estimators.plot.problems import Problems
+from rl_estimators.plot.problems import IN_LOGS
 
 __all__ = ["add_arguments", "run"]
 
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     """
     check_range("plot", high=0.999, **{"--smooth": options.smooth})
     _check_writable(options)
-    problems = Problems(options.strict)
+    problems = Problems(options.strict, IN_LOGS)
     runs = load(options.runs, problems)
     if options.list:
         print(*names_of(runs), sep="\n")
@@ -72,14 +75,12 @@ def run(options: argparse.Namespace) -> int:
         panels = choose(runs, options.metric, problems)
         names = [run.name for run in runs]
         refuse_too_much(panels, names)
-        try:
-            draw(panels, names, options.smooth, options.output)
-            if options.csv is not None:
-                table.write_csv(panels, options.csv)
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be written ({error.strerror})") from None
+        made = {options.output: draw(panels, names, options.smooth)}
+        if options.csv is not None:
+            made[options.csv] = table.as_csv(panels)
+        _write(made)
         print(table.summary(panels, names))
-    for note in problems.notes():
+    for note in problems.lines():
         print(note, file=sys.stderr)
     if not options.list:
         print(f"written: {', '.join(str(path) for path in (options.output, options.csv) if path)}")
@@ -99,3 +100,12 @@ def _check_writable(options: argparse.Namespace) -> None:
             raise InputError(f"{path}: there is no folder {path.parent}")
         if path is not None and path.is_file() and os.access(path, os.R_OK) and is_log(path):
             raise InputError(f"{path}: it is the log of a run, and would be lost; write somewhere else")
+
+
+def _write(made: Mapping[Path, bytes]) -> None:
+    """All is made before the first file is written."""
+    for path, content in made.items():
+        try:
+            write(path, content)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -2,10 +2,10 @@
 
 from rl_estimators.compare.choices import Choice, all_choices, read_choices
 from rl_estimators.compare.model import Comparison, Rollouts
-from rl_estimators.compare.problems import Problems
 from rl_estimators.compare.reading import FORMATS, Reader
 from rl_estimators.compare.running import compare
 from rl_estimators.compare.tensors import save
+from rl_estimators.files.problems import Problems
 
 __all__ = [
     "FORMATS",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl_estimators.masked import as_mask
 
-__all__ = ["Signal", "per_response", "rank_agreement", "rank_matrix", "sign_disagreement", "signal"]
+__all__ = ["per_response", "rank_matrix", "sign_disagreement", "signal"]
 
 _TIE = 1e-6  # two numbers nearer than this, relative to the larger one, differ by rounding
 
@@ -40,29 +40,20 @@ def per_response(advantages: Tensor, mask: Tensor) -> Tensor:
     return torch.where(valid.any(-1), means, 0)
 
 
-def rank_agreement(a: Any, b: Any) -> float:
-    r"""Spearman's rank correlation: whether two estimators put responses in the same order.
+def rank_matrix(columns: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    r"""Spearman's rank correlation of every two: whether estimators put responses in the same order.
 
     .. math:: \rho = \mathrm{corr}(\mathrm{rank}(a), \mathrm{rank}(b))
 
     1: the same order; 0: unrelated; -1: reversed. Ties share the mean of their ranks; numbers that differ by rounding
-    only (1e-6 of the larger one) are ties. Responses with a number that is not finite are left out.
+    only (1e-6 of the larger one) are ties.
 
     Args:
-        a: ``(B,)`` one number for each response, tensor or array.
-        b: ``(B,)``, likewise.
+        columns: K of them, each ``(B,)``, one finite number for each response.
 
     Returns:
-        NaN where one of the two ranks all responses alike, or fewer than two are left: there is no order to compare.
-    """
-    first, second = _both_finite(a, b)
-    return float(_correlations([_ranks(first), _ranks(second)])[0, 1])
-
-
-def rank_matrix(columns: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """``(K, K)`` the :func:`rank_agreement` of every two of K columns, each ``(B,)`` and finite.
-
-    Each column is ranked once, where K * (K - 1) / 2 calls would rank it K - 1 times.
+        ``(K, K)``; NaN where one of the two ranks all responses alike, or there are fewer than two: there is no order to
+        compare.
     """
     return _correlations([_ranks(column) for column in columns])
 

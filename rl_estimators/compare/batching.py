@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rl_estimators.compare.limits import MOST_TOKENS, check_size
 from rl_estimators.compare.model import Rollouts
-from rl_estimators.compare.problems import Problems
 from rl_estimators.compare.record import Pieces, Record
 from rl_estimators.compare.weights import Weights
 from rl_estimators.compare.words import Splitter
 from rl_estimators.errors import InputError
+from rl_estimators.files.problems import Problems
 
 __all__ = ["batch"]
 
@@ -68,7 +68,9 @@ def _inputs(
     mask = _rows(masks, width) > 0
     silent = int((~mask.any(-1)).sum())
     if silent:
-        notes.append(f"{silent:,} responses hold no token of the policy's: they count for nothing")
+        told = "response holds no token of the policy's: it counts"
+        told = told if silent == 1 else "responses hold no token of the policy's: they count"
+        notes.append(f"{silent:,} {told} for nothing")
     components, names = _components(records, weights, notes)
     inputs = {
         _MASK: mask,
@@ -157,7 +159,9 @@ def _score(record: Record, weights: Weights) -> float:
 def _index(records: Sequence[Record], notes: list[str]) -> "NDArray[Any]":
     alone = sum(record.group is None for record in records)
     if alone:
-        notes.append(f"{alone:,} responses without prompt and uid are groups of their own")
+        told = "response without prompt and uid is a group of its own"
+        told = told if alone == 1 else "responses without prompt and uid are groups of their own"
+        notes.append(f"{alone:,} {told}")
     names = [f"response {at}" if record.group is None else record.group for at, record in enumerate(records)]
     return np.fromiter(names, dtype=object, count=len(names))
 

@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl_estimators.compare import schema, trl_completions, verl_dump
-from rl_estimators.compare.limits import Budget
-from rl_estimators.compare.lines import json_lines
-from rl_estimators.compare.problems import Problems
+from rl_estimators.compare.limits import MOST_LINE, Budget
 from rl_estimators.compare.record import Record
 from rl_estimators.compare.steps import Steps
 from rl_estimators.compare.weights import Weights
 from rl_estimators.errors import InputError
+from rl_estimators.files.lines import Wording, json_lines
+from rl_estimators.files.problems import Problems
 
 __all__ = ["Content", "Gatherer"]
 
 _PARSE = {"verl": verl_dump.parse, "jsonl": schema.parse}
 _NAMED = 20
 _NOTHING = "it has none"
+_WORDING = Wording()
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Gatherer:
         content = Content(kind or "")
         first = _NOTHING
         unread: dict[str, None] = {}
-        for number, row in json_lines(path, self.advance):
+        for number, row, _ in json_lines(path, MOST_LINE, _WORDING, self.advance):
             try:
                 if isinstance(row, str):
                     raise InputError(row)

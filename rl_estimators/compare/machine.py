@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rl_estimators.compare.overall import add_up
-from rl_estimators.compare.problems import Problems
 from rl_estimators.compare.summary import Summary
+from rl_estimators.files.problems import Problems
 
 __all__ = ["as_json"]
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl_estimators.compare.overall import Overall, add_up
-from rl_estimators.compare.plain import clip, escaped
 from rl_estimators.compare.summary import Summary
+from rl_estimators.files.plain import clip, escaped
 
 __all__ = ["draw"]
 

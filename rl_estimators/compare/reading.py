@@ -9,13 +9,13 @@ from rl_estimators.compare.batching import batch
 from rl_estimators.compare.content import Content, Gatherer
 from rl_estimators.compare.files import files_of, kind_of
 from rl_estimators.compare.model import Rollouts
-from rl_estimators.compare.problems import Problems
 from rl_estimators.compare.record import Record
 from rl_estimators.compare.steps import Steps
 from rl_estimators.compare.verl_dump import final_outputs
 from rl_estimators.compare.weights import Weights
 from rl_estimators.compare.words import Splitter, Words
 from rl_estimators.errors import InputError
+from rl_estimators.files.problems import Problems
 
 __all__ = ["FORMATS", "Reader"]
 
@@ -100,9 +100,10 @@ class Reader:
                 continue
             if content.kind == "verl":
                 final = final_outputs(records)
-                if len(final) < len(records):
+                if earlier := len(records) - len(final):
+                    outputs, are = ("output", "is") if earlier == 1 else ("outputs", "are")
                     notes.append(
-                        f"{len(records) - len(final):,} outputs before the final one of an agent loop are left out"
+                        f"{earlier:,} {outputs} before the final one of an agent loop {are} left out"
                     )
                 records = final
             rollouts = batch(

@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from rl_estimators.compare.overall import Overall, Row, add_up
-from rl_estimators.compare.plain import clip, clip_middle, escaped, pad, width
 from rl_estimators.compare.summary import Contested, Prompt, Summary
+from rl_estimators.files.plain import clip, clip_middle, escaped, pad, width
 
 __all__ = ["report"]
 
@@ -82,7 +82,8 @@ def _rewards(summaries: Sequence[Summary]) -> str:
     if not finite:
         return "no reward is a number"
     told = f"rewards from {min(finite):.4g} to {max(finite):.4g}, mean {math.fsum(finite) / len(finite):.4g}"
-    return told + (f"; {odd:,} rewards are NaN or infinite, which our estimators leave out" if odd else "")
+    are = "reward is" if odd == 1 else "rewards are"
+    return told + (f"; {odd:,} {are} NaN or infinite, which our estimators leave out" if odd else "")
 
 
 def _notes(summaries: Sequence[Summary]) -> dict[str, int]:

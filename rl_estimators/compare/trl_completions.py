@@ -16,7 +16,7 @@ from rl_estimators.compare.record import Record
 from rl_estimators.compare.weights import Weights
 from rl_estimators.errors import InputError
 
-__all__ = ["reward_names", "rows"]
+__all__ = ["rows"]
 
 _OWN = ("step", "prompt", "completion", "advantage")
 _AT_ONCE = 256  # rows: a repeated text takes no room in the file, but does here
@@ -35,7 +35,7 @@ def rows(path: Path, source: str, weights: Weights) -> Iterator[tuple[str, Calla
         InputError: it is no such file, or no column holds a reward; pyarrow is not installed.
     """
     parquet = _open(path, source)
-    names = reward_names(parquet.schema_arrow, source, weights)
+    names = _reward_names(parquet.schema_arrow, source, weights)
     columns = [name for name in _OWN if name in parquet.schema_arrow.names] + names
     try:
         number = 0
@@ -49,7 +49,7 @@ def rows(path: Path, source: str, weights: Weights) -> Iterator[tuple[str, Calla
         raise InputError(f"{source}: damaged: {error}") from error
 
 
-def reward_names(schema: Any, source: str, weights: Weights) -> list[str]:
+def _reward_names(schema: Any, source: str, weights: Weights) -> list[str]:
     """The columns that are rewards: those that are named, else all of floats.
 
     Raises:

@@ -1,8 +1,8 @@
 """The picture: a panel for each concept, a line for each run, one legend."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from rl_estimators.plot.smoothing import smooth
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST_PANELS", "MOST_RUNS", "draw", "refuse_too_much"]
+__all__ = ["MOST_RUNS", "draw", "refuse_too_much"]
 
 # Okabe and Ito's colours, told apart with any colour vision, without black and the yellow that fades on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("-", "--", ":", "-.")  # a second look for a colour's second run
 MOST_RUNS = len(_COLOURS) * len(_DASHES)
-MOST_PANELS = 60
+_MOST_PANELS = 60
 _COLUMNS, _WIDTH, _HEIGHT, _LINE = 3, 4.2, 2.7, 0.2  # inches a panel, and a line of the legend
 _LONGEST_TITLE, _LONGEST_RUN = 46, 34  # letters in a panel's width
 _FEW = 40  # points, which are shown as such
@@ -37,21 +37,20 @@ def refuse_too_much(panels: Sequence[Panel], runs: Sequence[str]) -> None:
         raise InputError(
             f"{len(runs)} runs are more than the {MOST_RUNS} that a picture can tell apart; name fewer"
         )
-    if len(panels) > MOST_PANELS:
+    if len(panels) > _MOST_PANELS:
         raise InputError(
-            f"{len(panels)} metrics are more than the {MOST_PANELS} that a picture can hold; ask for fewer by --metric"
+            f"{len(panels)} metrics are more than the {_MOST_PANELS} that a picture can hold; ask for fewer by --metric"
         )
 
 
-def draw(panels: Sequence[Panel], runs: Sequence[str], weight: float, path: Path) -> None:
-    """Draw ``panels`` into the PNG file ``path``.
+def draw(panels: Sequence[Panel], runs: Sequence[str], weight: float) -> bytes:
+    """Draw ``panels`` as a PNG file.
 
     Args:
         panels: What to draw.
         runs: The names of all runs, which are in every panel of the same colour.
         weight: Of the moving average, see :func:`~rl_estimators.plot.smoothing.smooth`; the values themselves are
             drawn faintly then. 0 for none.
-        path: Where to.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -72,7 +71,9 @@ def draw(panels: Sequence[Panel], runs: Sequence[str], weight: float, path: Path
     for axes in list(grid)[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, looks, abreast)
-    figure.savefig(path, format="png")
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _panel(axes: "Axes", panel: Panel, looks: dict[str, dict[str, Any]], weight: float) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_estimators.errors import InputError
-from rl_estimators.plot.problems import Problems
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot.runs import Points, as_step
 
 __all__ = ["LONGEST_RECORD", "is_event_file", "read", "started"]
@@ -53,10 +53,10 @@ def read(path: Path, points: Points, problems: Problems) -> None:
             try:
                 event = Event.FromString(record)
             except DecodeError:
-                problems.skip(path, f"record {number}", "no event of TensorBoard")
+                problems.skip(f"record {number}", "no event of TensorBoard", path)
                 continue
             if as_step(event.step) is None:
-                problems.skip(path, f"record {number}", f"its step is {event.step}")
+                problems.skip(f"record {number}", f"its step is {event.step}", path)
                 continue
             for value in event.summary.value:
                 scalar = _scalar(value)
@@ -73,7 +73,7 @@ def _records(path: Path, file: BufferedReader, problems: Problems) -> Iterator[t
         number += 1
         header = file.read(_HEADER)
         if len(header) == _HEADER and struct.pack("<I", masked_crc32c(header[:8])) != header[8:]:
-            problems.skip(path, f"record {number} and all after it", "damaged: the check sum does not fit")
+            problems.skip(f"record {number} and all after it", "damaged: the check sum does not fit", path)
             return
         size = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER else left
         left -= _HEADER + size + _SUM
@@ -83,12 +83,12 @@ def _records(path: Path, file: BufferedReader, problems: Problems) -> Iterator[t
             )
             return
         if size > LONGEST_RECORD:
-            problems.skip(path, f"record {number}", f"longer than {LONGEST_RECORD} bytes")
+            problems.skip(f"record {number}", f"longer than {LONGEST_RECORD} bytes", path)
             file.seek(size + _SUM, 1)
             continue
         record, found = file.read(size), file.read(_SUM)
         if struct.pack("<I", masked_crc32c(record)) != found:
-            problems.skip(path, f"record {number}", "damaged: the check sum does not fit")
+            problems.skip(f"record {number}", "damaged: the check sum does not fit", path)
             continue
         yield number, record
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl_estimators.errors import InputError
+from rl_estimators.files.plain import escaped
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot import event_file, trainer_state, verl_log
-from rl_estimators.plot.problems import Problems, printable
 from rl_estimators.plot.runs import Points, Run
 
 __all__ = ["is_log", "load"]
@@ -81,7 +82,7 @@ def _search(path: Path, problems: Problems) -> Iterator[_Log]:
         except OSError as error:
             if file == path:
                 raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-            problems.skip(file, "the file", f"cannot be read ({error.strerror})")
+            problems.skip("the file", f"cannot be read ({error.strerror})", file)
             continue
         name = _format(head)
         if name is not None:
@@ -90,7 +91,7 @@ def _search(path: Path, problems: Problems) -> Iterator[_Log]:
 
 def _files(folder: Path, problems: Problems) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
-        problems.skip(Path(error.filename), "the folder", f"cannot be read ({error.strerror})")
+        problems.skip("the folder", f"cannot be read ({error.strerror})", Path(error.filename))
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -158,12 +159,12 @@ def _names(logs: Sequence[_Log], paths: Sequence[Path]) -> list[str]:
     """A run's name: its path below what all have in common; for a single run what was asked for."""
     if len(logs) == 1:
         path = paths[0].resolve()
-        return [printable(path.name if path.is_dir() else logs[0].place.name)]
+        return [escaped(path.name if path.is_dir() else logs[0].place.name)]
     places = [_output_folder(log, logs) for log in logs]
     common = Path(os.path.commonpath([place.parent for place in places]))
     names = [str(place.relative_to(common)) for place in places]
     return [
-        printable(name if names.count(name) == 1 else f"{name} ({log.format})")
+        escaped(name if names.count(name) == 1 else f"{name} ({log.format})")
         for name, log in zip(names, logs, strict=True)
     ]
 

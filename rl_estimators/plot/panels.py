@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from rl_estimators.errors import InputError
+from rl_estimators.files.problems import Problems
 from rl_estimators.hints import did_you_mean
 from rl_estimators.plot.concepts import CONCEPTS, Concept, canonical
-from rl_estimators.plot.problems import Problems
 from rl_estimators.plot.runs import Run, Series
 
 __all__ = ["Curve", "Panel", "choose", "names_of"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rl_estimators.files.plain import escaped
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot.concepts import canonical
-from rl_estimators.plot.problems import Problems, printable
 
 __all__ = ["Points", "Run", "Series", "as_step"]
 
@@ -60,7 +61,7 @@ class Points:
         """Take a number in, None as NaN; whatever else a framework logs, a text say, is no point of a curve."""
         if isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
             return
-        name = printable(canonical(name))
+        name = escaped(canonical(name))
         if name not in self._steps:
             self._steps[name], self._values[name] = array("q"), array("d")
         self._steps[name].append(step)
@@ -81,7 +82,7 @@ class Points:
             twice.update(repeated.tolist())
         if twice:
             problems.tell(
-                f"{printable(name)}: other numbers were logged again for {len(twice)} of the steps from "
+                f"{escaped(name)}: other numbers were logged again for {len(twice)} of the steps from "
                 f"{min(twice)} to {max(twice)}, after a resume say: the later ones count"
             )
         return Run(name, metrics)

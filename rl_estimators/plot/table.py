@@ -2,13 +2,13 @@
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
+from io import StringIO
 
 import numpy as np
 
 from rl_estimators.plot.panels import Curve, Panel
 
-__all__ = ["summary", "write_csv"]
+__all__ = ["as_csv", "summary"]
 
 _HEADINGS = ("curve", "run", "steps", "gaps", "first", "last", "best", "at step")
 
@@ -51,15 +51,16 @@ def _short(number: float) -> str:
     return f"{number:.4g}"
 
 
-def write_csv(panels: Sequence[Panel], path: Path) -> None:
-    """Write every number of the curves, a line each: concept, run, metric, step, value.
+def as_csv(panels: Sequence[Panel]) -> bytes:
+    """Every number of the curves, a line each: concept, run, metric, step, value.
 
     A value is written in full: reading it gives the same fp64. NaN and infinity are ``nan``, ``inf`` and ``-inf``.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("concept", "run", "metric", "step", "value"))
-        for panel in panels:
-            for curve in panel.curves:
-                points = zip(curve.series.steps.tolist(), curve.series.values.tolist(), strict=True)
-                writer.writerows((panel.concept.name, curve.run, curve.metric, *point) for point in points)
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("concept", "run", "metric", "step", "value"))
+    for panel in panels:
+        for curve in panel.curves:
+            points = zip(curve.series.steps.tolist(), curve.series.values.tolist(), strict=True)
+            writer.writerows((panel.concept.name, curve.run, curve.metric, *point) for point in points)
+    return text.getvalue().encode()

@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-from rl_estimators.plot.problems import Problems
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot.runs import Points, as_step
 
 __all__ = ["LARGEST_FILE", "is_trainer_state", "read"]
@@ -26,21 +26,21 @@ def read(path: Path, points: Points, problems: Problems) -> None:
         InputError: the file or an entry cannot be read and ``problems`` is strict.
     """
     if path.stat().st_size > LARGEST_FILE:
-        problems.skip(path, "the file", f"larger than {LARGEST_FILE} bytes")
+        problems.skip("the file", f"larger than {LARGEST_FILE} bytes", path)
         return
     try:
         state = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
-        problems.skip(path, "the file", f"no JSON ({error})")
+        problems.skip("the file", f"no JSON ({error})", path)
         return
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
-        problems.skip(path, "the file", "its log_history is no list")
+        problems.skip("the file", "its log_history is no list", path)
         return
     for number, entry in enumerate(history, 1):
         step = as_step(entry.get("step")) if isinstance(entry, dict) else None
         if step is None:
-            problems.skip(path, f"entry {number} of log_history", "it has no step")
+            problems.skip(f"entry {number} of log_history", "it has no step", path)
             continue
         for name, value in entry.items():
             if name != "step":

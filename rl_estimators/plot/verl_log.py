@@ -3,24 +3,36 @@
 ``{"step": 3, "data": {"critic/score/mean": 0.5, ...}}``
 """
 
-import json
-from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from rl_estimators.plot.problems import Problems
+from rl_estimators.files.lines import Wording, json_lines, json_object
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot.runs import Points, as_step
 
 __all__ = ["LONGEST_LINE", "is_verl_log", "read"]
 
 LONGEST_LINE = 2**20  # bytes; verl's have some thousand
 _LOOKED_AT = 20  # lines, until one is verl's
+_EXPECTED = 'expected {"step": ..., "data": {...}}'
+_NO_JSON = "no JSON ({error})"
+_WORDING = Wording(
+    long="longer than {most} bytes",
+    encoding="no UTF-8 text",
+    syntax=_NO_JSON,
+    digits=_NO_JSON,
+    deep=_NO_JSON,
+    other=_EXPECTED.replace("{", "{{").replace("}", "}}"),
+)
 
 
 def is_verl_log(head: bytes) -> bool:
     """Whether one of the first lines of a file is as verl writes them."""
-    return any(isinstance(_parse(line), tuple) for line in head.splitlines()[:_LOOKED_AT])
+    lines = head.splitlines()[:_LOOKED_AT]
+    return any(
+        isinstance(_numbers(json_object(line, _WORDING, first=not number)), tuple)
+        for number, line in enumerate(lines)
+    )
 
 
 def read(path: Path, points: Points, problems: Problems) -> None:
@@ -32,48 +44,23 @@ def read(path: Path, points: Points, problems: Problems) -> None:
     Raises:
         InputError: a line cannot be read and ``problems`` is strict.
     """
-    with path.open("rb") as file:
-        for number, line, whole in _lines(file):
-            if line is None:
-                problems.skip(path, f"line {number}", f"longer than {LONGEST_LINE} bytes")
-                continue
-            if not line.strip():
-                continue
-            found = _parse(line)
-            if isinstance(found, tuple):
-                step, data = found
-                for name, value in data.items():
-                    points.add(step, name, value)
-            elif whole:
-                problems.skip(path, f"line {number}", found)
-            else:
-                problems.tell(
-                    f"{path}: line {number}, the last, breaks off: a job is writing it, or was stopped"
-                )
+    for number, row, ended in json_lines(path, LONGEST_LINE, _WORDING):
+        found = _numbers(row)
+        if isinstance(found, tuple):
+            step, data = found
+            for name, value in data.items():
+                points.add(step, name, value)
+        elif ended:
+            problems.skip(f"line {number}", found, path)
+        else:
+            problems.tell(f"{path}: line {number}, the last, breaks off: a job is writing it, or was stopped")
 
 
-def _lines(file: BufferedReader) -> Iterator[tuple[int, bytes | None, bool]]:
-    """Each line's number, bytes (None: too many) and whether it ends; no more than the longest is in memory."""
-    number = 0
-    while line := file.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) <= LONGEST_LINE:
-            yield number, line, line.endswith(b"\n")
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(LONGEST_LINE)
-        yield number, None, True
-
-
-def _parse(line: bytes) -> tuple[int, dict[str, Any]] | str:
+def _numbers(row: dict[str, Any] | str) -> tuple[int, dict[str, Any]] | str:
     """A line's step and numbers, or what is wrong with it."""
-    try:
-        entry = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return "no UTF-8 text"
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
-        return f"no JSON ({error})"
-    if not isinstance(entry, dict) or not isinstance(entry.get("data"), dict):
-        return 'expected {"step": ..., "data": {...}}'
-    step = as_step(entry.get("step"))
-    return "its step is no whole number" if step is None else (step, entry["data"])
+    if isinstance(row, str):
+        return row
+    if not isinstance(row.get("data"), dict):
+        return _EXPECTED
+    step = as_step(row.get("step"))
+    return "its step is no whole number" if step is None else (step, row["data"])

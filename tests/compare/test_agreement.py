@@ -8,7 +8,6 @@ import torch
 
 from rl_estimators.compare.agreement import (
     per_response,
-    rank_agreement,
     rank_matrix,
     sign_disagreement,
     signal,
@@ -24,6 +23,10 @@ def spearman(a, b):
         return np.array([(x < one).sum() + ((x == one).sum() - 1) / 2 for one in x])
 
     return np.corrcoef(midranks(np.asarray(a)), midranks(np.asarray(b)))[0, 1]
+
+
+def agreement(a, b):
+    return rank_matrix([np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)])[0, 1]
 
 
 class TestPerResponse:
@@ -47,46 +50,49 @@ class TestPerResponse:
 class TestRankAgreement:
     def test_by_hand(self):
         """Ranks 1 2 3 4 and 1 3 2 4: 1 - 6 * 2 / (4 * 15) = 0.8."""
-        assert rank_agreement([1.0, 2, 3, 4], [10.0, 30, 20, 40]) == pytest.approx(0.8)
+        assert agreement([1.0, 2, 3, 4], [10.0, 30, 20, 40]) == pytest.approx(0.8)
 
     def test_monotone_is_one_and_reversed_is_minus_one(self):
         a = torch.tensor([0.1, 5.0, -2.0])
-        assert rank_agreement(a, a.exp()) == pytest.approx(1)
-        assert rank_agreement(a, -a) == pytest.approx(-1)
+        assert agreement(a, a.exp()) == pytest.approx(1)
+        assert agreement(a, -a) == pytest.approx(-1)
 
     def test_ties_share_their_rank(self):
         generator = np.random.default_rng(0)
         for _ in range(20):
             a, b = generator.integers(0, 4, (2, 30)).astype(float)
-            assert rank_agreement(a, b) == pytest.approx(spearman(a, b))
+            assert agreement(a, b) == pytest.approx(spearman(a, b))
 
     def test_numbers_that_differ_by_rounding_are_ties(self):
         a = np.array([0.3, 0.1 + 0.2, -1.0, 2.0])
         assert a[0] != a[1]
-        assert rank_agreement(a, [1.0, 1, 0, 2]) == pytest.approx(1)
+        assert agreement(a, [1.0, 1, 0, 2]) == pytest.approx(1)
 
     def test_numbers_far_below_the_largest_are_no_ties(self):
-        assert rank_agreement([1e-9, 2e-9, 3e-9, 1e9], [1.0, 3, 2, 4]) == pytest.approx(0.8)
+        assert agreement([1e-9, 2e-9, 3e-9, 1e9], [1.0, 3, 2, 4]) == pytest.approx(0.8)
 
     def test_no_order_no_number(self):
-        assert math.isnan(rank_agreement([1.0, 1.0], [1.0, 2.0]))
-        assert math.isnan(rank_agreement([], []))
-        assert math.isnan(rank_agreement([1.0], [1.0]))
+        assert math.isnan(agreement([1.0, 1.0], [1.0, 2.0]))
+        assert math.isnan(agreement([], []))
+        assert math.isnan(agreement([1.0], [1.0]))
 
-    def test_what_is_not_finite_is_left_out(self):
-        assert rank_agreement([1.0, NAN, 3, 2], [1.0, 0, 3, math.inf]) == pytest.approx(1)
-
-    def test_the_matrix_is_that_of_every_two(self):
+    def test_every_two(self):
         columns = [*np.random.default_rng(1).integers(0, 3, (4, 20)).astype(float), np.zeros(20)]
         found = rank_matrix(columns)
-        for i, j in np.ndindex(5, 5):
-            np.testing.assert_allclose(found[i, j], rank_agreement(columns[i], columns[j]))
+        for i, j in np.ndindex(4, 4):
+            np.testing.assert_allclose(found[i, j], spearman(columns[i], columns[j]))
+        assert np.isnan(found[4]).all()
+        assert np.isnan(found[:, 4]).all()
 
 
 class TestSignDisagreement:
     def test_opposite_signs_of_all_responses(self):
         """Of five, the first and the last; 0 is no side."""
         assert sign_disagreement([1.0, 1, 0, -1, -1e-30], [-2.0, 1, -1, 0, 1e-30]) == 0.4
+
+    def test_what_is_not_finite_is_left_out(self):
+        """Of the two that are left, one."""
+        assert sign_disagreement([1.0, NAN, 3, 2], [1.0, 0, -3, math.inf]) == 0.5
 
     def test_no_responses(self):
         assert math.isnan(sign_disagreement([], []))

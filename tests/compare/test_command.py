@@ -220,7 +220,7 @@ def test_several_files(folder, capsys):
 def test_a_page_holds_what_there_is_memory_for(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(keeping, "_MOST", 10)
     assert run(folder, "--html", tmp_path / "a.html", "--estimators", "grpo") == 0
-    assert "1 batches did not find room in the page; choose fewer with --steps" in capsys.readouterr().err
+    assert "1 batch did not find room in the page; choose fewer with --steps" in capsys.readouterr().err
 
 
 def test_a_terminal_without_every_sign(tmp_path, monkeypatch):

@@ -140,6 +140,8 @@ class TestSchema:
         (found,) = read({"response": [], "reward": 1}, {"response": ["tool"], "mask": [0], "reward": 1})
         assert rewards(found) == [[0], [0]]
         assert "2 responses hold no token of the policy's: they count for nothing" in found.notes
+        (found,) = read({"response": [], "reward": 1})
+        assert "1 response holds no token of the policy's: it counts for nothing" in found.notes
 
     def test_inputs_that_only_some_have_are_left_out_and_named(self, read):
         (found,) = read({"response": ["a"], "reward": 1, "values": [1]}, {"response": ["a"], "reward": 1})
@@ -154,6 +156,8 @@ class TestSchema:
         (found,) = read({"response": "a", "reward": 1}, {"response": "b", "reward": 1})
         assert len({*found.inputs["index"]}) == 2
         assert "2 responses without prompt and uid are groups of their own" in found.notes
+        (found,) = read({"response": "a", "reward": 1})
+        assert "1 response without prompt and uid is a group of its own" in found.notes
 
     def test_nan_and_infinite_rewards_reach_the_estimator_as_such(self, read):
         (found,) = read(
@@ -226,7 +230,7 @@ class TestMalformed:
         assert "the file ends within it: is it still being written?" in problems.reasons[0]
 
     def test_lines_that_are_too_long(self, read, monkeypatch):
-        monkeypatch.setattr("rl_estimators.compare.lines.MOST_LINE", 100)
+        monkeypatch.setattr("rl_estimators.compare.content.MOST_LINE", 100)
         problems = Problems()
         good = {"response": "a", "reward": 1}
         (found,) = read(good, {"response": "a" * 101, "reward": 1}, good, problems=problems)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_estimators.compare import compare, read_choices
-from rl_estimators.compare.plain import clip, clip_middle, escaped, pad, width
 from rl_estimators.compare.report import report
 from rl_estimators.compare.summary import summarise
 from rl_estimators.compare.words import Words
+from rl_estimators.files.plain import clip, clip_middle, escaped, pad, width
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\u202ereversed\u2028line\x00\ud800\u200b end"
 
@@ -103,8 +103,10 @@ class TestReport:
 
     def test_failed_scores_are_told(self):
         lines = printed([rollouts(scores=[float("nan"), *[1.0] * 11])])
-        assert "1 rewards are NaN or infinite, which our estimators leave out" in " ".join(lines[:3])
+        assert "1 reward is NaN or infinite, which our estimators leave out" in " ".join(lines[:3])
         assert any("left out" in line for line in lines)
+        lines = printed([rollouts(scores=[float("nan"), float("inf"), *[1.0] * 10])])
+        assert "2 rewards are NaN or infinite, which our estimators leave out" in " ".join(lines[:3])
 
     def test_hostile_text_is_written_out(self):
         given = rollouts(scores=[0.0, 1], index=["a", "a"], lengths=[1, 1])

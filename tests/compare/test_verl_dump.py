@@ -45,7 +45,9 @@ class TestLines:
             line(uid="a_1_0", output="other"),
         )
         assert ["".join(own) for own in found.pieces] == ["last", "other"]
-        assert "1 outputs before the final one of an agent loop are left out" in found.notes
+        assert "1 output before the final one of an agent loop is left out" in found.notes
+        (found,) = read(*(line(uid=f"a_0_{number}") for number in range(3)))
+        assert "2 outputs before the final one of an agent loop are left out" in found.notes
 
     def test_what_the_reward_function_returned_beside_the_score(self, read):
         """For estimators that read verl's columns; only numbers, and only what all lines have."""

@@ -1,6 +1,7 @@
 """``rl-estimators plot``: what it prints, what it draws, what it refuses."""
 
 import builtins
+import os
 import subprocess
 import sys
 
@@ -97,8 +98,8 @@ def test_as_many_runs_as_can_be_told_apart(rewards, tmp_path):
 def test_explained_variance_is_cut_off_far_below_zero(lowest, cut_off):
     from matplotlib.figure import Figure
 
+    from rl_estimators.files.problems import Problems
     from rl_estimators.plot.panels import choose
-    from rl_estimators.plot.problems import Problems
     from rl_estimators.plot.runs import Run, Series
 
     run = Run("run", {"critic/vf_explained_var": Series(np.arange(3), np.array([lowest, 0.1, 0.5]))})
@@ -135,6 +136,20 @@ class TestRefused:
             f"{tmp_path}/x.csv: cannot be written (Is a directory)\n"
         )
 
+    def test_a_disk_that_is_full(self, capsys, rewards, tmp_path, monkeypatch):
+        """What was there before still is."""
+
+        def replace(self, target):
+            raise OSError(28, "No space left on device")
+
+        path = rewards("a.jsonl", [1.0])
+        (tmp_path / "x.png").write_bytes(b"before")
+        monkeypatch.setattr("pathlib.Path.replace", replace)
+        text = f"{tmp_path}/x.png: cannot be written (No space left on device)\n"
+        assert self.refused(capsys, path, "-o", tmp_path / "x.png").endswith(text)
+        assert (tmp_path / "x.png").read_bytes() == b"before"
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "x.png"]
+
     def test_a_log_is_not_overwritten(self, capsys, rewards, tmp_path):
         path = rewards("a.jsonl", [1.0])
         before = path.read_text()
@@ -162,6 +177,21 @@ class TestRefused:
         monkeypatch.setattr(plot, "find_spec", lambda name: None)
         text = "pictures need matplotlib, which is not installed: pip install 'rl-estimators[see]'\n"
         assert self.refused(capsys, tmp_path).endswith(text)
+
+
+def test_links_stay_and_what_is_no_file_is_written_to(rewards, tmp_path):
+    path, real, link, pipe = (tmp_path / name for name in ("a.jsonl", "real.png", "link.png", "pipe"))
+    rewards("a.jsonl", [1.0])
+    real.write_bytes(b"before")
+    link.symlink_to(real)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert cli.main(["plot", str(path), "-o", str(link), "--csv", str(pipe)]) == 0
+    assert link.is_symlink()
+    assert real.read_bytes().startswith(b"\x89PNG")
+    assert os.read(reader, 1000).startswith(b"concept,run,metric,step,value\r\n")
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_no_pickle_is_ever_read(tmp_path, rewards, capsys, monkeypatch):

@@ -3,16 +3,17 @@
 import pytest
 
 from rl_estimators.errors import InputError
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot import event_file
 from rl_estimators.plot.find import load
-from rl_estimators.plot.problems import Problems
+from rl_estimators.plot.problems import IN_LOGS
 
 
 def found(*paths, notes=()):
     """Each run's name and its last number of the metric ``x``, or of verl's reward."""
-    problems = Problems()
+    problems = Problems(manner=IN_LOGS)
     runs = load(paths, problems)
-    assert problems.notes() == list(notes)
+    assert problems.lines() == list(notes)
     metrics = {run.name: run.metrics.get("x", run.metrics.get("critic/score/mean")) for run in runs}
     return {name: series.values[-1] for name, series in metrics.items()}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rl_estimators.errors import InputError
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot import table
 from rl_estimators.plot.concepts import CONCEPTS
 from rl_estimators.plot.panels import choose, names_of
-from rl_estimators.plot.problems import Problems
 from rl_estimators.plot.runs import Run, Series
 from rl_estimators.plot.smoothing import smooth
 
@@ -32,7 +32,7 @@ TRL = run("trl", reward=[0.5, math.nan], kl=[0.2], completions__mean_length=[7.0
 def chosen(patterns, *runs):
     problems = Problems()
     panels = choose(runs, patterns, problems)
-    return {p.concept.name: {c.run: c.metric for c in p.curves} for p in panels}, problems.notes()
+    return {p.concept.name: {c.run: c.metric for c in p.curves} for p in panels}, problems.lines()
 
 
 def test_both_frameworks_share_a_panel():
@@ -134,7 +134,8 @@ def test_table_of_what_a_run_lacks():
 
 def test_csv(tmp_path):
     third = run("thirds", reward=[1 / 3])
-    table.write_csv(choose([VERL, TRL, third], ["reward"], Problems()), tmp_path / "x.csv")
+    written = table.as_csv(choose([VERL, TRL, third], ["reward"], Problems()))
+    (tmp_path / "x.csv").write_bytes(written)
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["concept", "run", "metric", "step", "value"]

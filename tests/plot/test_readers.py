@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from rl_estimators.errors import InputError
+from rl_estimators.files.plain import escaped
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot import event_file, trainer_state
 from rl_estimators.plot import verl_log as verl_logs
-from rl_estimators.plot.problems import Problems, printable
+from rl_estimators.plot.problems import IN_LOGS
 from rl_estimators.plot.runs import Points
 
 
 def read(reader, path, strict=False):
-    points, problems = Points(), Problems(strict)
+    points, problems = Points(), Problems(strict, IN_LOGS)
     reader.read(path, points, problems)
     run = points.run("run", problems)
     return {
         name: dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
         for name, series in run.metrics.items()
-    }, problems.notes()
+    }, problems.lines()
 
 
 class TestVerl:
@@ -36,6 +38,12 @@ class TestVerl:
         found, notes = read(verl_logs, verl_log("a.jsonl", [{"x": 1.0}, {"x": None}]))
         np.testing.assert_equal(found["x"], {1: 1.0, 2: np.nan})
         assert notes == []
+
+    def test_a_byte_order_mark(self, rewards):
+        path = rewards("a.jsonl", [0.25])
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert read(verl_logs, path) == ({"critic/score/mean": {1: 0.25}}, [])
+        assert verl_logs.is_verl_log(path.read_bytes())
 
     def test_malformed_lines_are_told_and_skipped(self, rewards):
         path = rewards("a.jsonl", [0.25, 0.5])
@@ -267,7 +275,7 @@ class TestEvents:
 
 
 def test_names_cannot_command_a_terminal():
-    assert printable("reward \x1b[31m\ud800é") == r"reward \x1b[31m\ud800é"
+    assert escaped("reward \x1b[31m\ud800é") == r"reward \x1b[31m\ud800é"
 
 
 def test_names_are_made_printable_when_read(verl_log):

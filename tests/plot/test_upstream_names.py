@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rl_estimators import cli
+from rl_estimators.files.problems import Problems
 from rl_estimators.plot.concepts import CONCEPTS
 from rl_estimators.plot.find import load
-from rl_estimators.plot.problems import Problems
 
 OURS = {"critic/explained_variance"}  # of the trainers in rl_estimators.trl
 NOT_IN_A_PPO_RUN = {"cispo_clip_ratio"}  # of TRL's own loss_type="cispo"

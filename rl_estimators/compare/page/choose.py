@@ -11,17 +11,17 @@ import numpy as np
 
 from rl_estimators.compare.page.digest import Array, Digest
 
-__all__ = ["MAX_RESPONSES", "MAX_STEPS", "contested", "kept_responses", "kept_steps", "prompt_order"]
+__all__ = ["MAX_RESPONSES", "contested", "kept_responses", "kept_steps", "prompt_order"]
 
 MAX_RESPONSES = 200
-MAX_STEPS = 25  # 8 responses each
+_MAX_STEPS = 25  # 8 responses each
 
 
 def kept_steps(number: int) -> list[int]:
     """Which of so many steps show responses: all, or 25 evenly spaced with the first and the last among them."""
-    if number <= MAX_STEPS:
+    if number <= _MAX_STEPS:
         return list(range(number))
-    return sorted({round(i * (number - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)})
+    return sorted({round(i * (number - 1) / (_MAX_STEPS - 1)) for i in range(_MAX_STEPS)})
 
 
 def kept_responses(digest: Digest, limit: int) -> list[int]:

@@ -18,13 +18,13 @@ from rl_estimators.compare.page.digest import Array, Digest, digest
 from rl_estimators.compare.page.encode import number, row, text_of_json
 from rl_estimators.compare.page.overview import overview
 
-__all__ = ["MAX_BYTES", "MAX_PIECE", "MAX_PROMPT", "MAX_PROMPTS", "MAX_TOKENS", "payload"]
+__all__ = ["MAX_BYTES", "MAX_PIECE", "MAX_PROMPT", "MAX_TOKENS", "payload"]
 
 MAX_BYTES = 9_000_000  # of all data together
 MAX_TOKENS = 1000  # of one response: its beginning and its end
 MAX_PIECE = 200  # characters of one token; a word may be a long one
 MAX_PROMPT = 4000  # characters of a prompt
-MAX_PROMPTS = 40  # listed by what they carry
+_MAX_PROMPTS = 40  # listed by what they carry
 _LEAST_TOKENS = 60
 _SNIPPET = 300  # characters of a prompt none of whose responses are kept
 _MAX_SCORES = 24  # shown one by one
@@ -72,7 +72,7 @@ def _step(digest: Digest, kept: list[int], tokens: int) -> dict[str, Any]:
 def _prompts(digest: Digest, kept: list[int]) -> list[dict[str, Any]]:
     with_responses = {int(digest.summary.groups[i]) for i in kept}
     order = prompt_order(digest)
-    listed = set(order[:MAX_PROMPTS]) | with_responses
+    listed = set(order[:_MAX_PROMPTS]) | with_responses
     prompts = []
     for group in (group for group in order if group in listed):
         rows = np.flatnonzero(digest.summary.groups == group)

@@ -1,0 +1,42 @@
+"""Files that are written, whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["write"]
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there.
+
+    A link stays, and the file that it leads to is replaced. What is there and is no file, such as ``/dev/stdout``, is
+    written to as it is.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+        return
+    place = path.resolve()
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=place.parent, prefix=place.name, suffix=".part", delete=False
+        ) as file:
+            part = Path(file.name)
+            file.write(content)
+        part.chmod(0o666 & ~_umask())
+        part.replace(place)
+    except OSError:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """What the user keeps others from; the temporary file keeps them from everything."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
