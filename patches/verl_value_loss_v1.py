@@ -9,6 +9,7 @@ from typing import Any
 
 from rl_estimators.patching import Function, Patch
 from rl_estimators.verl import policy_updates, settings, value_loss
+from rl_estimators.verl.worker_losses import are_verls
 
 
 def wrap(original: Function) -> Function:
@@ -16,10 +17,15 @@ def wrap(original: Function) -> Function:
         chosen = settings.apply(self.config, self.use_critic)
         original(self)
         loss = chosen.value_loss
-        if loss is not None or (chosen.diagnostics and self.use_critic):
+        watched = [
+            role
+            for role in ("Actor", "Critic")
+            if chosen.diagnostics and are_verls(self.role_worker_mapping, role)
+        ]
+        if loss is not None or ("Critic" in watched and self.use_critic):
             name, options = (None, {}) if loss is None else (loss.name, loss.options)
             value_loss.send(self.critic_wg, self.config.critic, name, options, chosen.diagnostics)
-        if chosen.diagnostics:
+        if "Actor" in watched:
             policy_updates.send(self.actor_rollout_wg, self.config)
 
     return _setup

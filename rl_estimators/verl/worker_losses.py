@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SUMS", "as_metrics", "losses", "replaced"]
+__all__ = ["SUMS", "are_verls", "as_metrics", "losses", "replaced"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,31 @@ SUMS = "rl_estimators/sums/"  # verl's trainer joins what it has of several batc
 def losses() -> ModuleType:
     """The module of the losses that verl's workers call."""
     return importlib.import_module("verl.workers.utils.losses")
+
+
+def are_verls(workers: Mapping[Any, Any], role: str) -> bool:
+    """Whether the worker classes for a role are verl's own; others may train with a loss that they set themselves.
+
+    Args:
+        workers: A trainer's ``role_worker_mapping``: Ray's actor classes by verl's ``Role``.
+        role: How the role's name begins, ``"Actor"`` or ``"Critic"``.
+    """
+    found = [worker for key, worker in workers.items() if key.name.startswith(role)]
+    strangers = [cls for cls in map(_class, found) if cls.__module__.partition(".")[0] != "verl"]
+    for cls in strangers:
+        logger.warning(
+            "rl_estimators: %s.%s may have a loss of its own, so no diagnostics of its updates",
+            cls.__module__,
+            cls.__qualname__,
+        )
+    return not strangers
+
+
+def _class(worker: Any) -> type:
+    """The class that was given to ``ray.remote``, whose own is a subclass of it."""
+    made = getattr(worker, "__ray_metadata__", None)
+    found: type = worker if made is None else made.modified_class.__mro__[1]
+    return found
 
 
 @contextmanager

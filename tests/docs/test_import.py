@@ -20,7 +20,9 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 
 def test_nothing_heavy_comes_along():
-    out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300, check=True
+    )
     new = {*json.loads(out.stdout)}
     assert "rl_estimators" in new
     assert not {*HEAVY} & new

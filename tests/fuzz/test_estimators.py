@@ -14,7 +14,6 @@ from fuzz.recipes import GARBAGE, Builder, copy, recipes, unchanged
 from rl_estimators.registry import ADV_ESTIMATORS
 
 pytest.importorskip("numba")
-PROBE = 1e-8  # relative to an input's largest number
 # Of what is smaller fp32 holds no square: torch's kernels find no spread, where numba's add up in fp64. The default
 # eps of 1e-8 makes both 0.
 SQUARES = 1e-18
@@ -60,23 +59,24 @@ def rounding(name, inputs, mask, given_options, results):
     r"""How far two correct results may be apart: their rounding errors, times what the estimator makes of such.
 
     What is computed on the way is known to eps times the largest number of all inputs, token by token. The estimator is
-    asked in fp64 how much its output moves when each number in its inputs moves by :data:`PROBE` of that; the bound is
-    eps / PROBE times that, times a number of operations, and as many roundings of the output itself.
+    asked in fp64 how much its output moves when each number in its inputs moves by some eps of that; the bound is a
+    number of operations times that, and as many roundings of the output itself. Where a rounding decides, as between
+    scores that are equal or not, the answer is much, and nothing is asked of the two.
     """
     wide = {key: x.double() if _is_numbers(key, x) else x for key, x in inputs.items()}
-    size = max(_largest(x) for key, x in wide.items() if _is_numbers(key, x))
+    eps = torch.finfo(results[0].dtype).eps
+    most = 4 * eps * max(_largest(x) for key, x in wide.items() if _is_numbers(key, x))
     still = run(name, wide, given_options, "torch")
     moved, draw = [0.0, 0.0], torch.Generator().manual_seed(0)
     for _ in range(2):
-        other = {key: _moved(x, size, draw) if _is_numbers(key, x) else x for key, x in wide.items()}
+        other = {key: _moved(x, most, draw) if _is_numbers(key, x) else x for key, x in wide.items()}
         if name == "maxrl":
             other["token_level_rewards"] = other["token_level_rewards"].clamp(min=0)
         after = run(name, other, given_options, "torch")
         moved = [max(m, float((x - y).abs().max())) for m, x, y in zip(moved, still, after, strict=True)]
-    eps, operations = torch.finfo(results[0].dtype).eps, 16 * (4 + mask.shape[1])
-    smallest = torch.finfo(results[0].dtype).tiny
+    operations, smallest = 4 * (4 + mask.shape[1]), torch.finfo(results[0].dtype).tiny
     return [
-        operations * (eps / PROBE * move + eps * float(x.abs().max()) + smallest)
+        operations * (move + eps * float(x.abs().max()) + smallest)
         for move, x in zip(moved, results, strict=True)
     ]
 
@@ -95,8 +95,8 @@ def _largest(x):
     return float(numbers.max()) if len(numbers) else 0.0
 
 
-def _moved(x, size, draw):
-    return x + PROBE * size * (2 * torch.rand(x.shape, generator=draw, dtype=x.dtype) - 1)
+def _moved(x, most, draw):
+    return x + most * (2 * torch.rand(x.shape, generator=draw, dtype=x.dtype) - 1)
 
 
 def sequential(inputs, mask, given_options):

@@ -33,6 +33,7 @@ class Trainer:
     use_critic = True
     critic_wg = "workers"
     config = types.SimpleNamespace(critic="critic config")
+    role_worker_mapping = types.MappingProxyType({})
 
     def build(self):
         self.calls.append(("build", dict(self.prepared)))
@@ -78,6 +79,29 @@ def test_diagnostics_watch_verls_own_losses(patch, calls, monkeypatch, use_criti
     patch.wrap(Trainer.build)(Trainer())
     critics = [("send", "workers", "critic config", None, {}, True)] if use_critic else []
     assert calls == [("build", {}), *critics, ("watch", "actors", Trainer.config)]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the imports of verl's workers
+@pytest.mark.parametrize("role", ["ActorRolloutRef", "Critic"])
+def test_workers_that_are_not_verls_keep_the_loss_that_they_set(patch, calls, monkeypatch, caplog, role):
+    """What is sent to watch verl's loss calls verl's: a class of the user's may train with another."""
+    import ray
+    from verl.trainer.ppo.utils import Role
+    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+    from rl_estimators.verl import policy_updates, settings
+
+    verls = {Role.ActorRolloutRef: ActorRolloutRefWorker, Role.Critic: TrainingWorker}
+    theirs = type("Theirs", (verls[Role[role]],), {"__module__": "their_package"})
+    mapping = {key: ray.remote(theirs if key.name == role else cls) for key, cls in verls.items()}
+    monkeypatch.setattr(settings, "apply", lambda *_: settings.Settings(diagnostics=True))
+    monkeypatch.setattr(policy_updates, "send", lambda *args: calls.append(("watch", *args)))
+    monkeypatch.setattr(Trainer, "actor_rollout_wg", "actors", raising=False)
+    monkeypatch.setattr(Trainer, "role_worker_mapping", mapping)
+    with caplog.at_level("WARNING"):
+        patch.wrap(Trainer.build)(Trainer())
+    assert [call[0] for call in calls] == ["build", "send" if role != "Critic" else "watch"]
+    assert "their_package.Theirs may have a loss of its own, so no diagnostics of its updates" in caplog.text
 
 
 def test_without_a_value_loss_nothing_is_sent(patch, calls, monkeypatch):
