@@ -7,6 +7,7 @@ Debian's own, driven by its own chromedriver: nothing is downloaded. Where it is
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -78,8 +79,10 @@ def console(driver):
 
 
 def requests_of(driver, page):
-    """URLs that were asked for since ``page`` was, that one included."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    """URLs that were asked for since ``page`` was, that one included; waits for the log, which may be late."""
+    urls, end = [], time.monotonic() + 20
+    while page not in urls and time.monotonic() < end:
+        events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        urls += [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     starts = [i for i, url in enumerate(urls) if url == page]
     return urls[starts[-1] :] if starts else urls
