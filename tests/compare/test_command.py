@@ -1,5 +1,6 @@
 """``rl-estimators compare``: files in, a report out, and files written whole or not at all."""
 
+import importlib
 import io
 import json
 import os
@@ -205,7 +206,8 @@ class TestRefused:
         assert [path.name for path in tmp_path.iterdir()] == ["dump"]
 
 
-def test_a_batch_of_ours(tmp_path, capsys):
+def test_a_batch_of_ours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # the folder's name is as long as it is
     save(tmp_path / "a.pt", token_level_rewards=torch.eye(3), response_mask=torch.ones(3, 3), index=["p"] * 3,
          values=torch.zeros(3, 3))  # fmt: skip
     assert run(tmp_path / "a.pt", "--estimators", "gae,rloo") == 0
@@ -248,7 +250,8 @@ def test_an_estimator_of_ones_own(named, folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "own_estimator_of_a_test.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    monkeypatch.delitem(sys.modules, "own_estimator_of_a_test", raising=False)
+    importlib.invalidate_caches()
     words = ["--external_modules", named, folder, "--estimators", "half_of_it", "--json", "a.json"]
     assert run(*words) == 0
     found = json.loads((tmp_path / "a.json").read_text())["batches"][0]["responses"][0]
