@@ -453,12 +453,13 @@ def test_distillation_keeps_its_own_loss(compose):
 
 
 def test_the_actors_workers_take_a_loss():
-    """What `send` relies on in verl."""
+    """What `send` relies on in verl. Where Ray has made an actor of the class, it has parameters of Ray's beside."""
     import inspect
 
     workers = pytest.importorskip("verl.workers.engine_workers")
     for name in ("ActorRolloutRefWorker", "TrainingWorker"):
-        assert [*inspect.signature(getattr(workers, name).set_loss_fn).parameters] == ["self", "loss_fn"]
+        found = inspect.signature(getattr(workers, name).set_loss_fn).parameters
+        assert [key for key in found if not key.startswith("_ray")] == ["self", "loss_fn"]
 
 
 def test_everything_in_the_table_is_logged():
