@@ -452,16 +452,6 @@ def test_distillation_keeps_its_own_loss(compose):
     assert not hasattr(workers, "sent")
 
 
-def test_the_actors_workers_take_a_loss():
-    """What `send` relies on in verl. Where Ray has made an actor of the class, it has parameters of Ray's beside."""
-    import inspect
-
-    workers = pytest.importorskip("verl.workers.engine_workers")
-    for name in ("ActorRolloutRefWorker", "TrainingWorker"):
-        found = inspect.signature(getattr(workers, name).set_loss_fn).parameters
-        assert [key for key in found if not key.startswith("_ray")] == ["self", "loss_fn"]
-
-
 def test_everything_in_the_table_is_logged():
     """And nothing that is not, so that verl's names are those of TRL's log."""
     limited = {"limit": 2, "use_kl_in_reward": True}

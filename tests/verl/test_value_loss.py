@@ -281,11 +281,13 @@ def test_what_is_sent_to_the_workers(losses, ours):
             ],
         ),
         ("verl.workers.engine_workers", "TrainingWorker.set_loss_fn", ["self", "loss_fn"]),
+        ("verl.workers.engine_workers", "ActorRolloutRefWorker.set_loss_fn", ["self", "loss_fn"]),
         ("verl.utils.config", "omega_conf_to_dataclass", ["config", "dataclass_type"]),
     ],
 )
 def test_what_we_rely_on_in_verl(losses, module, name, parameters):
+    """Where Ray has made an actor of a class before, its methods have parameters of Ray's beside."""
     found = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    assert list(inspect.signature(found).parameters) == parameters
+    assert [key for key in inspect.signature(found).parameters if not key.startswith("_ray")] == parameters
