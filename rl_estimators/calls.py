@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rl_estimators.backends import use_backend
+from rl_estimators.backends import packed, use_backend
 from rl_estimators.carry import carry_rewards
 from rl_estimators.errors import DefinitionError
 from rl_estimators.fields import check, check_choice
@@ -94,18 +94,19 @@ def estimate(
     """
     spec = ADV_ESTIMATORS.spec(name)
     check_choice(name, "masked_rewards", masked_rewards, ("drop", "carry"))
-    if masked_rewards == "carry":
-        check(name, {"token_level_rewards": token_level_rewards, "response_mask": response_mask}, ())
-        token_level_rewards = carry_rewards(token_level_rewards, response_mask)
-    given = {
-        "token_level_rewards": token_level_rewards,
-        "response_mask": response_mask,
-        **inputs_and_options,
-    }
-    with (
-        torch.no_grad(),
-        use_backend(backend),
-    ):  # an advantage is a weight: no gradient may leak through the critic's values
+    mask, carry = response_mask, masked_rewards == "carry"
+    # An advantage is a weight: no gradient may leak through the critic's values.
+    with torch.no_grad(), use_backend(backend):
+        if carry or spec.is_ours:
+            mask = packed(response_mask)
+        if carry:
+            check(name, {"token_level_rewards": token_level_rewards, "response_mask": mask}, ())
+            token_level_rewards = carry_rewards(token_level_rewards, mask)
+        given = {
+            "token_level_rewards": token_level_rewards,
+            "response_mask": mask if spec.is_ours else response_mask,  # a user's function gets it as it is
+            **inputs_and_options,
+        }
         result = spec(given)
     return _estimate(name, result, token_level_rewards)
 
@@ -200,6 +201,8 @@ def value_loss(
 
 def _run_loss(registry: Registry, name: str, given: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
     spec = registry.spec(name)
+    if spec.is_ours:
+        given["response_mask"] = packed(given["response_mask"])
     own_way = "loss_agg_mode" not in spec.options and not spec.takes_config
     if given["loss_agg_mode"] is None or (given["loss_agg_mode"] == "token-mean" and own_way):
         del given["loss_agg_mode"]  # nobody asked, or a framework passes its default on

@@ -9,8 +9,8 @@ to, ``masked_rewards="carry"``.
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import blocks, empty
-from rl_estimators.backends.torch_rows import block_elements
+from rl_estimators import backends
+from rl_estimators.backends.rows import empty
 from rl_estimators.masked import as_mask
 from rl_estimators.metrics import count
 
@@ -30,7 +30,7 @@ def carry_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
     Returns:
         ``(B, T)``; the same tensor if no masked token has a reward.
     """
-    rows = _rows_with_strays(rewards, response_mask).nonzero()[:, 0]
+    rows = backends.strays(rewards, response_mask).nonzero()[:, 0]
     if not len(rows):
         count("carried_rewards", lambda: rows.new_zeros(()))
         count("ignored_rewards", lambda: rows.new_zeros(()))
@@ -38,18 +38,6 @@ def carry_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
     out = empty(tuple(rewards.shape), rewards.dtype, rewards.device).copy_(rewards)
     out[rows] = _carry(rewards[rows], as_mask(response_mask[rows]))
     return out
-
-
-def _rows_with_strays(rewards: Tensor, response_mask: Tensor) -> Tensor:
-    """``(B,)`` bool: a masked token has a reward.
-
-    Hardly any response has one, so the whole batch is only looked at, some rows at a time: on a CPU they stay in its cache.
-    """
-    found = [
-        (~as_mask(response_mask[part]) & (rewards[part] != 0)).any(-1)  # NaN != 0
-        for part in blocks(tuple(rewards.shape), block_elements(rewards))
-    ]
-    return torch.cat(found) if found else rewards.new_zeros(0, dtype=torch.bool)
 
 
 def _carry(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -112,11 +112,12 @@ def whitened(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
 
     Args:
         x: ``(B, T)``, or ``(B,)`` where each number is a response; finite where ``mask`` is true.
-        mask: Same shape, bool.
+        mask: Same shape, in any dtype.
         how: The conventions.
     """
     if x.ndim == 1:
         return whitened(x[None], mask[None], replace(how, weighting="token"))[0]
+    mask = backends.packed(mask)
     return standardised(x, mask, backends.moments(x, mask), how)
 
 

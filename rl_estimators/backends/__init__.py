@@ -14,6 +14,7 @@ they return is a weight or a target: no gradient goes through.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,14 +29,19 @@ __all__ = [
     "discounted_sum",
     "gae",
     "moments",
+    "packed",
     "pooled",
     "returns",
     "scores",
     "spread",
     "standardise",
+    "strays",
     "use_backend",
     "work_dtype",
 ]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_MOST = 24 << 20  # tokens of a mask that is packed
 
 
 def gae(
@@ -108,6 +114,24 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return rows
 
 
+def packed(mask: Any) -> Any:
+    """A mask checked and made bool in one reading, so that no kernel has to read its 8 bytes a token again.
+
+    Args:
+        mask: ``(B, T)``.
+
+    Returns:
+        ``(B, T)`` bool, where an integer mask on the CPU holds 0 and 1 only. Anything else comes back as it is, for
+        :func:`rl_estimators.fields.check` to look at, and so does a mask of more than 24 Mi tokens: beyond its outputs no
+        kernel takes more than 32 MiB.
+    """
+    known = isinstance(mask, Tensor) and mask.dtype in _INTEGERS and mask.ndim == 2
+    if not known or mask.device.type != "cpu" or not 0 < mask.numel() <= _MOST:
+        return mask
+    out = torch.from_numpy(np.empty(mask.shape, np.bool_))  # on huge pages where it is large, see `empty`
+    return out if _kernel("pack", mask)(mask, out) else mask
+
+
 def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
     r"""Mean and variance of all rows together, from each row's statistics.
 
@@ -169,6 +193,14 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     if not mask.numel():
         return x.new_zeros(mask.shape)
     found: Tensor = _kernel("spread", x)(x.detach(), mask, rows)
+    return found
+
+
+def strays(rewards: Tensor, mask: Tensor) -> Tensor:
+    """``(B,)`` bool: a masked token of the response has a reward, NaN included."""
+    if not rewards.numel():
+        return torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
+    found: Tensor = _kernel("strays", rewards)(rewards.detach(), mask)
     return found
 
 

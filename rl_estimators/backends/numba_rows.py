@@ -19,23 +19,25 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends import numba_scan as kernels
+from rl_estimators.backends import torch_rows
 from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
 
 __all__ = [
     "discounted_sum",
     "gae",
     "moments",
+    "pack",
     "pooled",
     "probe",
     "returns",
     "scores",
     "spread",
     "standardise",
+    "strays",
 ]
 
 Array = np.ndarray[Any, Any]
 _ELEMENTS = 1 << 20  # numbers that a thread has copied at a time, if they must be
-_MASKS = (torch.bool, torch.int64)  # others are copied: a kernel is compiled for each
 
 
 @functools.cache
@@ -75,8 +77,9 @@ def _numbers(x: Tensor, some: slice, dtype: torch.dtype) -> Array:
 
 
 def _mask(mask: Tensor, some: slice) -> Array:
+    """Rows of a mask in any dtype as 0 and 1, one byte each; only a bool one is not copied."""
     here = mask[some]
-    return (here if here.dtype in _MASKS else here != 0).contiguous().numpy()
+    return (here if here.dtype == torch.bool else here != 0).contiguous().view(torch.uint8).numpy()
 
 
 def _rows(stats: Array) -> Rows:
@@ -160,6 +163,15 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return _rows(stats)
 
 
+def pack(mask: Tensor, out: Tensor) -> bool:
+    """See :func:`rl_estimators.backends.torch_rows.pack`."""
+    if mask.dtype != torch.int64 or not mask.is_contiguous():  # a kernel is compiled for verl's masks
+        return torch_rows.pack(mask, out)
+    source, target, odd = mask.numpy(), out.view(torch.uint8).numpy(), []
+    _over_rows(mask.shape, lambda some: odd.append(kernels.pack_rows(source[some], target[some])))
+    return not any(odd)
+
+
 def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rl_estimators.backends.pooled`."""
     wanted = (rows.number, rows.pivot, rows.total, rows.squares)
@@ -175,19 +187,13 @@ def standardise(
     """See :func:`rl_estimators.backends.standardise`."""
     number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
-    target = out.numpy()
+    target = None if out is x else out.numpy()
 
     def work(some: slice) -> None:
         kernels.standardise_rows(
-            _numbers(x, some, x.dtype),
-            _mask(mask, some),
-            number[some],
-            reach[some],
-            less,
-            also,
-            times,
-            target[some],
-        )
+            _numbers(x, some, x.dtype), _mask(mask, some), number[some], reach[some], less, also, times,
+            _part(target, some),
+        )  # fmt: skip
 
     _over_rows(x.shape, work)
     return out
@@ -215,6 +221,17 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
         ),
     )
     return out
+
+
+def strays(rewards: Tensor, mask: Tensor) -> Tensor:
+    """See :func:`rl_estimators.backends.strays`."""
+    found = np.zeros(len(rewards), np.bool_)
+    dtype = work_dtype(rewards)
+    _over_rows(
+        rewards.shape,
+        lambda some: kernels.find_strays(_numbers(rewards, some, dtype), _mask(mask, some), found[some]),
+    )
+    return torch.from_numpy(found)
 
 
 def _reach(rows: Rows | None, size: int) -> tuple[Array, Array]:

@@ -4,14 +4,16 @@
     y_t = x_t + d y_{t+1}
 
 Each step waits for the one before it: a multiplication and an addition, some six cycles, in which a core could do
-dozens of both. So four responses advance side by side, each in a lane; a lane whose response is done takes the next
+dozens of both. So eight responses advance side by side, each in a lane; a lane whose response is done takes the next
 one. That needs their numbers close together: read straight from the batch, whose rows of 2^k tokens all start at the
-same place in a page, twenty streams would evict each other from the first-level cache (measured: no gain over one row
-at a time). So a tile of each lane's row is first brought to a small scratch; the four scratch rows are scanned; each is
+same place in a page, forty streams would evict each other from the first-level cache (measured: no gain over one row
+at a time). So a tile of each lane's row is first brought to a small scratch; the eight scratch rows are scanned; each is
 written out again.
 
 Nothing is computed behind a response's last valid token, and where a tile has no hole the mask is read once, to
-count, and leaves every loop: those are then plain loops over arrays, which the compiler turns into vector code.
+count, and leaves every loop: those are then plain loops over arrays, which the compiler turns into vector code. A masked
+token between valid ones is a step with x = 0 and d = 1, which leaves y as it is: no choice stands in the loop, for the
+processor guesses one in ten of them wrong where one token in ten is masked, and each costs as much as three steps.
 
 No flag that would let the compiler fuse or reorder is set, but where sums for statistics are taken.
 """
@@ -25,6 +27,8 @@ import numpy as np
 __all__ = [
     "FIELDS",
     "LANES",
+    "find_strays",
+    "pack_rows",
     "pool",
     "scan_rows",
     "score_rows",
@@ -35,8 +39,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LANES = 4
-TILE = 4096  # tokens: 1024 x 8192 takes 12.4 ms with 1024, as short runs from right to left are slow to fetch, and 10.9
+LANES = 8
+TILE = 4096  # tokens: 1024 x 8192 takes 9.6 ms with 1024, as short runs from right to left are slow to fetch, and 8.0
+_APART = (
+    80  # numbers by which a row of the scratch is longer, so that no two start at the same place in a page
+)
 FIELDS = WRITTEN, EXTENT, NUMBER, PIVOT, TOTAL, SQUARES = range(6)  # columns of the statistics, see rows.Rows
 
 
@@ -62,7 +69,7 @@ def _number(mask):
     """How many tokens are valid."""
     number = 0
     for t in range(len(mask)):
-        number += mask[t] != 0
+        number += mask[t]
     return number
 
 
@@ -71,10 +78,33 @@ def _look(mask):
     """How many tokens are valid, and one beyond the last of them."""
     number, end = 0, 0
     for t in range(len(mask)):
-        on = mask[t] != 0
+        on = mask[t]
         number += on
         end = max(end, t + 1 if on else 0)
     return number, end
+
+
+@_compiled()
+def pack_rows(mask, out):
+    """A mask of 0 and 1 as bytes; true if it holds anything else."""
+    bits = mask[0, 0] & 0
+    for b in range(len(mask)):
+        source, target, here = mask[b], out[b], bits & 0
+        for t in range(len(source)):
+            here |= source[t]
+            target[t] = source[t] != 0
+        bits |= here
+    return bits != 0 and bits != 1
+
+
+@_compiled()
+def find_strays(rewards, mask, found):
+    """Which rows have a number other than 0, NaN included, where the mask is 0."""
+    for b in range(len(rewards)):
+        x, on, stray = rewards[b], mask[b], False
+        for t in range(len(x)):
+            stray |= (x[t] != 0) & (on[t] == 0)
+        found[b] = stray
 
 
 # ---- discounted sums and GAE
@@ -97,50 +127,62 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
         stats: ``(B, 6)`` output, which holds zeros: of the sums, but with ``less`` only which rows count.
     """
     rows, width = len(mask), min(mask.shape[1], TILE)
-    x = np.zeros((LANES, width + 64), rewards.dtype)  # 64: the rows do not start at the same place in a page
-    valid = np.zeros((LANES, width + 64), np.bool_)
-    following = np.zeros(width, rewards.dtype)
+    x = np.zeros((LANES, width + _APART), rewards.dtype)
+    steps = np.zeros((LANES, width + _APART), rewards.dtype)
+    packed = np.zeros(width + 1, rewards.dtype)  # for _bring
     row, end, number = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     later, next_value = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)
-    rate = np.zeros(LANES, rewards.dtype)
+    rate = np.ones(LANES, rewards.dtype)
     coming = 0
     while True:
         for i in range(LANES):
             if end[i] == 0:  # the lane is free
                 b = _next_row(mask, coming, ahead, sums, stats)
-                row[i], coming, later[i], x[i] = b, b + 1, 0, 0
+                row[i], coming, later[i] = b, b + 1, 0
                 if b < rows:
                     end[i] = stats[b, EXTENT]
                     rate[i] = 1 if discount is None else discount[b]
                     next_value[i] = 0 if values is None else last[b]
         if not end.any():
             return
-        holes = False
+        holes, longest = False, 0
         for i in range(LANES):
             if end[i] > 0:
-                b, low, high = row[i], (end[i] - 1) // TILE * TILE, end[i]
+                b, low, high = row[i], _low(end[i]), end[i]
                 dense = stats[b, NUMBER] == stats[b, EXTENT]
                 number[i] = high - low if dense else _number(mask[b, low:high])
                 holes |= number[i] < high - low
+                longest = max(longest, high - low)
                 next_value[i] = _bring(
-                    rewards, values, mask, b, low, high, number[i], gamma, next_value[i], x[i], valid[i], following
-                )  # fmt: skip
+                    rewards, values, mask, b, low, high, number[i], gamma, next_value[i], x[i], packed
+                )
         if holes:
-            _advance_over_holes(x, valid, rate, later, width)
-        elif discount is None:
-            _advance(x, None, later, width)
+            for i in range(LANES):
+                b, low, high = row[i], _low(end[i]), end[i]
+                _steps(mask, b, low, high, number[i], longest, rate[i], x[i], steps[i])
+            _advance_over_holes(x, steps, later, longest)
         else:
-            _advance(x, rate, later, width)
+            for i in range(LANES):  # a shorter tile begins at its own end with what comes from the right
+                size = end[i] - _low(end[i])
+                x[i, size] = later[i]
+                x[i, size + 1 : longest + 1] = 0
+            _advance(x, None if discount is None else rate, later, longest + 1)
         for i in range(LANES):
             if end[i] > 0:
-                b, low, high = row[i], (end[i] - 1) // TILE * TILE, end[i]
+                b, low, high = row[i], _low(end[i]), end[i]
                 if number[i] == high - low:
                     _write(x[i], None, b, low, high, values, less, ahead, sums, stats[b])
                 else:
-                    _write(x[i], valid[i], b, low, high, values, less, ahead, sums, stats[b])
+                    _write(x[i], mask[b, low:high], b, low, high, values, less, ahead, sums, stats[b])
                 end[i] = low
                 if low == 0 and not np.isfinite(later[i] if less is None else later[i] - less[b]):
                     _exclude(b, values, mask, ahead, sums, stats)
+
+
+@_compiled()
+def _low(end):
+    """Where the tile that ends there begins; 0 for a lane without a row, whose end is 0."""
+    return max(end - 1, 0) // TILE * TILE
 
 
 @_compiled()
@@ -170,20 +212,15 @@ def _exclude(b, values, mask, ahead, sums, stats):
     _clear(b, 0, mask.shape[1], ahead, sums)
     if values is not None:
         for t in range(mask.shape[1]):
-            if mask[b, t] != 0 and np.isfinite(values[b, t]):
+            if mask[b, t] and np.isfinite(values[b, t]):
                 sums[b, t] = values[b, t]
 
 
 @_compiled()
-def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, valid, following):
+def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, packed):
     """Rewards, or r + gamma V' - V, on scratch, right where a token is valid; returns what the next tile has as V'."""
     width = high - low
-    r, on = rewards[b, low:high], mask[b, low:high]
-    if number == width:
-        valid[:width] = True
-    else:
-        for t in range(width):
-            valid[t] = on[t] != 0
+    r = rewards[b, low:high]
     if values is None:
         for t in range(width):
             x[t] = r[t]
@@ -194,79 +231,98 @@ def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, va
             x[t] = r[t] + gamma * v[t + 1] - v[t]
         x[width - 1] = r[width - 1] + gamma * next_value - v[width - 1]
         return v[0]
-    for k in range(width):  # as little as possible in the loop that must go step by step
+    on, n, one = mask[b, low:high], numba.uintp(0), numba.uintp(1)
+    packed[0] = next_value
+    for k in range(width):  # packed[n] is the value of the next valid token; a masked one's is overwritten
         t = numba.uintp(width - 1 - k)
-        following[t] = next_value
-        next_value = v[t] if valid[t] else next_value
-    for t in range(width):
-        x[t] = r[t] + gamma * following[t] - v[t]
-    return next_value
+        x[t] = r[t] + gamma * packed[n] - v[t]
+        packed[n + one] = v[t]
+        n += numba.uintp(on[t])
+    return packed[n]
+
+
+@_compiled()
+def _steps(mask, b, low, high, number, longest, rate, x, steps):
+    """The discount of each step of a tile, and what it adds; behind the tile, and where a token is masked, 1 and 0."""
+    width = high - low
+    if number == width:
+        steps[:width] = rate
+    else:
+        on = mask[b, low:high]
+        for t in range(width):
+            steps[t] = rate if on[t] else 1
+            x[t] = x[t] if on[t] else 0
+    steps[width:longest], x[width:longest] = 1, 0
 
 
 @_compiled()
 def _advance(x, discount, later, width):
-    """Scan four scratch rows from right to left; without a discount it is 1."""
-    y0, y1, y2, y3 = later[0], later[1], later[2], later[3]
+    """Scan the scratch rows from right to left, from 0 on; without a discount it is 1."""
     if discount is not None:
         d0, d1, d2, d3 = discount[0], discount[1], discount[2], discount[3]
-    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+        d4, d5, d6, d7 = discount[4], discount[5], discount[6], discount[7]
+    x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+    y0 = y1 = y2 = y3 = y4 = y5 = y6 = y7 = x.dtype.type(0)
     for k in range(width):
         t = numba.uintp(width - 1 - k)
         y0 = x0[t] + (y0 if discount is None else d0 * y0)
         y1 = x1[t] + (y1 if discount is None else d1 * y1)
         y2 = x2[t] + (y2 if discount is None else d2 * y2)
         y3 = x3[t] + (y3 if discount is None else d3 * y3)
-        x0[t] = y0
-        x1[t] = y1
-        x2[t] = y2
-        x3[t] = y3
-    later[0], later[1], later[2], later[3] = y0, y1, y2, y3
+        y4 = x4[t] + (y4 if discount is None else d4 * y4)
+        y5 = x5[t] + (y5 if discount is None else d5 * y5)
+        y6 = x6[t] + (y6 if discount is None else d6 * y6)
+        y7 = x7[t] + (y7 if discount is None else d7 * y7)
+        x0[t], x1[t], x2[t], x3[t], x4[t], x5[t], x6[t], x7[t] = y0, y1, y2, y3, y4, y5, y6, y7
+    later[:] = (y0, y1, y2, y3, y4, y5, y6, y7)
 
 
 @_compiled()
-def _advance_over_holes(x, valid, discount, later, width):
-    """As :func:`_advance`; a masked token is no step."""
+def _advance_over_holes(x, steps, later, width):
+    """As :func:`_advance`, from ``later`` on, with a discount for each step."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+    d0, d1, d2, d3 = steps[0], steps[1], steps[2], steps[3]
+    d4, d5, d6, d7 = steps[4], steps[5], steps[6], steps[7]
     y0, y1, y2, y3 = later[0], later[1], later[2], later[3]
-    d0, d1, d2, d3 = discount[0], discount[1], discount[2], discount[3]
-    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
-    v0, v1, v2, v3 = valid[0], valid[1], valid[2], valid[3]
+    y4, y5, y6, y7 = later[4], later[5], later[6], later[7]
     for k in range(width):
         t = numba.uintp(width - 1 - k)
-        s0 = x0[t] + d0 * y0
-        s1 = x1[t] + d1 * y1
-        s2 = x2[t] + d2 * y2
-        s3 = x3[t] + d3 * y3
-        y0 = s0 if v0[t] else y0
-        y1 = s1 if v1[t] else y1
-        y2 = s2 if v2[t] else y2
-        y3 = s3 if v3[t] else y3
-        x0[t] = y0
-        x1[t] = y1
-        x2[t] = y2
-        x3[t] = y3
-    later[0], later[1], later[2], later[3] = y0, y1, y2, y3
+        y0 = x0[t] + d0[t] * y0
+        y1 = x1[t] + d1[t] * y1
+        y2 = x2[t] + d2[t] * y2
+        y3 = x3[t] + d3[t] * y3
+        y4 = x4[t] + d4[t] * y4
+        y5 = x5[t] + d5[t] * y5
+        y6 = x6[t] + d6[t] * y6
+        y7 = x7[t] + d7[t] * y7
+        x0[t], x1[t], x2[t], x3[t], x4[t], x5[t], x6[t], x7[t] = y0, y1, y2, y3, y4, y5, y6, y7
+    later[:] = (y0, y1, y2, y3, y4, y5, y6, y7)
 
 
 @_compiled(fastmath={"reassoc"})  # several partial sums at a time; what is written is one operation each
-def _write(x, valid, b, low, high, values, less, ahead, sums, stats):
-    """Write a tile out, and add it to its row's statistics; the pivot is the first valid number that comes along."""
+def _write(x, mask, b, low, high, values, less, ahead, sums, stats):
+    """Write a tile out, and add it to its row's statistics; the pivot is the last token of the first tile.
+
+    Without a mask, which is the tile's, all tokens are valid.
+    """
     width = high - low
     if stats[WRITTEN] == 0:
         stats[WRITTEN] = 1
         stats[PIVOT] = x[width - 1]  # the row's last valid token
     out, pivot, total, squares = ahead[b, low:high], stats[PIVOT], 0.0, 0.0
+    nothing = x.dtype.type(pivot)
     for t in range(width):
-        on = True if valid is None else valid[t]
+        on = True if mask is None else mask[t]
         y = x[t] if less is None else x[t] - less[b]
         out[t] = y if on else 0
         if less is None:
-            apart = np.float64(y) - pivot if on else 0.0
+            apart = np.float64(y if on else nothing) - pivot
             total += apart
             squares += apart * apart
     if sums is not None:
         also = sums[b, low:high]
         for t in range(width):
-            on = True if valid is None else valid[t]
+            on = True if mask is None else mask[t]
             y = x[t] if values is None else x[t] + values[b, low + t]
             also[t] = y if on else 0
     stats[TOTAL] += total
@@ -303,8 +359,8 @@ def score_rows(rewards, mask, stats):
 
 @_compiled(fastmath={"reassoc"})  # several partial sums at a time
 def _sums(x, mask, number, pivot):
-    """Sum and sum of squares of the valid ones among x, less the pivot."""
-    total, squares = 0.0, 0.0
+    """Sum and sum of squares of the valid ones among x, less the pivot, which is a number of x's dtype."""
+    total, squares, nothing = 0.0, 0.0, x.dtype.type(pivot)
     if number == len(x):
         for t in range(len(x)):
             apart = np.float64(x[t]) - pivot
@@ -312,7 +368,7 @@ def _sums(x, mask, number, pivot):
             squares += apart * apart
     else:
         for t in range(len(x)):
-            apart = np.float64(x[t]) - pivot if mask[t] != 0 else 0.0
+            apart = np.float64(x[t] if mask[t] else nothing) - pivot
             total += apart
             squares += apart * apart
     return total, squares
@@ -344,23 +400,27 @@ def pool(number, pivot, total, squares, by_row, ddof):
 
 @_compiled()
 def standardise_rows(x, mask, number, extent, pivot, shift, scale, out):
-    """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere; ``out`` may be ``x``.
+    """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere, in ``out`` or, where that is None, x.
 
-    The mask of a row whose valid tokens all stand first is not read again.
+    The mask of a row whose valid tokens all stand first is not read again. Written in place without a second name for
+    it, a loop is vector code; with one the compiler must allow for the two to overlap.
     """
     for b in range(len(x)):
+        y = x[b] if out is None else out[b]
         if number[b] == extent[b] or number[b] == 0:
-            for t in range(number[b]):
-                out[b, t] = (x[b, t] - pivot - shift) * scale
-            out[b, number[b] :] = 0
+            if out is None:
+                for t in range(number[b]):
+                    y[t] = (y[t] - pivot - shift) * scale
+            else:
+                for t in range(number[b]):
+                    y[t] = (x[b, t] - pivot - shift) * scale
+            y[number[b] :] = 0
+        elif out is None:
+            for t in range(len(y)):
+                y[t] = (y[t] - pivot - shift) * scale if mask[b, t] else 0
         else:
-            _standardise(x[b], mask[b], pivot, shift, scale, out[b])
-
-
-@_compiled()
-def _standardise(x, mask, pivot, shift, scale, out):
-    for t in range(len(x)):
-        out[t] = (x[t] - pivot - shift) * scale if mask[t] != 0 else 0
+            for t in range(len(y)):
+                y[t] = (x[b, t] - pivot - shift) * scale if mask[b, t] else 0
 
 
 @_compiled()
@@ -377,4 +437,4 @@ def spread_rows(x, mask, number, extent, out):
 @_compiled()
 def _spread(x, mask, out):
     for t in range(len(mask)):
-        out[t] = x if mask[t] != 0 else 0
+        out[t] = x if mask[t] else 0

@@ -12,6 +12,7 @@ go back. On the CPU a block is looked at first, as most have no holes. Elsewhere
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +29,13 @@ __all__ = [
     "keep",
     "mask_bits",
     "moments",
+    "pack",
     "pooled",
     "returns",
     "scores",
     "spread",
     "standardise",
+    "strays",
 ]
 
 _PIECE = 1 << 17  # columns that are read at once
@@ -350,6 +353,16 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return _join(found)
 
 
+def pack(mask: Tensor, out: Tensor) -> bool:
+    """Write an integer mask to a bool one; False if it holds anything but 0 and 1."""
+    for some in blocks(mask.shape, block_elements(mask)):
+        bits = np.bitwise_or.reduce(mask[some].numpy(), axis=None)
+        if bits not in (0, 1):
+            return False
+        out[some].copy_(mask[some])
+    return True
+
+
 def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rl_estimators.backends.pooled`."""
     number = rows.number.to(rows.total.dtype)
@@ -404,3 +417,16 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     for some in blocks(mask.shape, block_elements(mask)):
         keep(x[some, None], mask_bits(as_bool(mask[some], scratch), x.dtype, scratch), out[some])
     return out
+
+
+def strays(rewards: Tensor, mask: Tensor) -> Tensor:
+    """See :func:`rl_estimators.backends.strays`."""
+    found, scratch = [], Scratch(rewards.device)
+    for some in blocks(rewards.shape, block_elements(rewards)):
+        on = as_bool(mask[some], scratch)
+        stray = torch.ne(rewards[some], 0, out=scratch("stray", tuple(on.shape), torch.bool)).gt_(on)
+        if on.device.type == "cpu" and not stray.view(torch.uint8).amax():  # any takes eight times as long
+            found.append(torch.zeros(len(on), dtype=torch.bool))
+        else:
+            found.append(stray.any(-1))
+    return torch.cat(found)

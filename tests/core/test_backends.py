@@ -21,6 +21,7 @@ from rl_estimators.errors import InputError
 from rl_estimators.policy_losses import ppo_clip
 from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
 from rl_estimators.policy_losses.covariance import by_rank, by_threshold
+from rl_estimators.registry import ADV_ESTIMATORS
 from rl_estimators.value_losses import clipped
 from rl_estimators.whitening import whitened
 
@@ -73,11 +74,11 @@ def sequential(rewards, values, mask, last, gamma, decay, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("fill", [NAN, INF])
 def test_gae_is_the_recursion(backend, holes, gamma, lam, dtype, fill):
-    """77 tokens: two whole chunks and a part; 5 rows: one whole group of four, and one alone."""
-    rewards, values, mask = batch(5, 77, holes=holes, dtype=dtype, fill=fill)
+    """77 tokens: four whole chunks and a part; 13 rows: eight side by side, and those that take a lane that is free."""
+    rewards, values, mask = batch(13, 77, holes=holes, dtype=dtype, fill=fill)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     close = 1e-12 if wide == torch.float64 else 2e-5
-    for last in (None, torch.randn(5, generator=torch.Generator().manual_seed(1)).to(dtype)):
+    for last in (None, torch.randn(13, generator=torch.Generator().manual_seed(1)).to(dtype)):
         wanted = sequential(rewards, values, mask, last, gamma, gamma * lam, wide)
         for kind in (torch.bool, torch.int64, torch.float32):
             with backends.use_backend(backend):
@@ -90,6 +91,70 @@ def test_gae_is_the_recursion(backend, holes, gamma, lam, dtype, fill):
             spread = torch.where(mask, wanted[0].double() - actual.rows.pivot[:, None], 0)
             torch.testing.assert_close(actual.rows.total, spread.sum(-1), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(actual.rows.squares, spread.square().sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
+def test_a_mask_is_packed_if_it_is_one(backend, dtype):
+    """More rows than one block has; one odd number anywhere, and the mask comes back for who complains about it."""
+    mask = torch.arange(90) < torch.randint(0, 91, (7000, 1), generator=torch.Generator().manual_seed(0))
+    with backends.use_backend(backend):
+        found = backends.packed(mask.to(dtype))
+        assert found.dtype == torch.bool
+        assert torch.equal(found, mask)
+        assert torch.equal(backends.packed(mask.to(dtype).t()), mask.t())  # not contiguous
+        for odd in (2, 3, 127, -1):
+            given = mask.to(dtype)
+            given[-1, -1] = odd
+            assert backends.packed(given) is given
+
+
+def test_what_is_no_integer_mask_is_not_packed():
+    for given in (
+        torch.ones(2, 3),
+        torch.ones(2, 3, dtype=torch.bool),
+        torch.ones(3, dtype=torch.long),
+        None,
+        [[1]],
+    ):
+        assert backends.packed(given) is given
+
+
+def test_a_mask_that_would_take_too_much_is_not_packed():
+    """More than 24 Mi tokens, which are views of one number here."""
+    mask = torch.ones(1, 1, dtype=torch.int8).expand(3 << 10, 9 << 10)
+    assert backends.packed(mask) is mask
+
+
+def test_a_users_function_gets_its_mask_as_it_is(monkeypatch):
+    monkeypatch.setattr(ADV_ESTIMATORS, "_specs", dict(ADV_ESTIMATORS._specs))
+    seen = []
+
+    @rl_estimators.register_adv_est("looks_at_its_mask")
+    def looks(token_level_rewards, response_mask):
+        seen.append(response_mask)
+        return token_level_rewards, token_level_rewards
+
+    mask = torch.ones(1, 2, dtype=torch.long)
+    for masked_rewards in ("drop", "carry"):
+        rl_estimators.estimate(
+            "looks_at_its_mask",
+            token_level_rewards=torch.ones(1, 2),
+            response_mask=mask,
+            masked_rewards=masked_rewards,
+        )
+    assert [given is mask for given in seen] == [True, True]
+
+
+@each_backend
+def test_strays_are_rewards_where_nobody_wrote(backend):
+    rewards = torch.tensor(
+        [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, NAN], [-0.0, 2.0, 0.0], [0.0, 0.0, INF]]
+    )
+    mask = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]])
+    with backends.use_backend(backend):
+        assert backends.strays(rewards, mask).tolist() == [False, True, True, False, False]
+        assert backends.strays(rewards.bfloat16(), mask.bool()).tolist() == [False, True, True, False, False]
 
 
 @each_backend
