@@ -107,7 +107,9 @@ def test_nothing_to_draw():
 
 def test_nothing_logged_yet():
     """A run of TRL's that ended before the first of its `logging_steps`."""
-    with pytest.raises(InputError, match=r"nothing to draw: nothing has been logged yet; .* `logging_steps`, 10 "):
+    with pytest.raises(
+        InputError, match=r"nothing to draw: nothing has been logged yet; .* `logging_steps`, 10 "
+    ):
         chosen([], run("short"))
 
 
@@ -118,7 +120,7 @@ def test_no_empty_frames(number, monkeypatch):
     figures = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: figures.append(self))
     names = [f"metric{i}" for i in range(number)]
-    panels = choose([run("one", **dict.fromkeys(names, [1.0, 2.0]))], names, Problems())
+    panels = choose([run("one", **{name: [1.0, 2.0] for name in names})], names, Problems())
     draw(panels, ["one"], 0.0)
     seen = [axes for axes in figures[0].axes if axes.get_visible()]
     assert [len(axes.lines) for axes in seen] == [1] * number
