@@ -2,8 +2,7 @@
 
 An estimator that asks for `reward_components` gets what the reward function returned beside its score, which the
 trainer does not fetch for the advantage step; one that asks for `truncated` and `bootstrap_values` gets those, if the
-configuration says so. And every group estimator of ours counts a session once, as verl does
-for the name `grpo` only.
+configuration says so. And every group estimator of ours counts a session once, as verl does for the name `grpo` only.
 """
 
 import inspect
