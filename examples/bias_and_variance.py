@@ -75,7 +75,8 @@ def print_estimators(plain: LanguageMDP, shifted: LanguageMDP, samples: int) -> 
     print(
         f"  {SHIFT:g} added to all; length: of its mean gradient along the true one (arbitrary if it whitens)"
     )
-    print("grpo_passk (best of n) and maxrl (log of success) have another aim: their angle is no fault\n")
+    print("grpo_passk (best of n) and maxrl (log of success) have another aim: their angle is no fault;")
+    print("  k_step_td (k=1) and length_adaptive_gae (lambda 0 for responses so short) are td here\n")
     print(
         f"{'estimator':24}{'cosine':>8}{'turned':>8}{'+-':>7}{'length':>8}{'noise':>8}{f'noise+{SHIFT:g}':>9}"
     )

@@ -7,6 +7,7 @@ if __name__ != "rl_estimators.patches":
     raise ImportError(f"imported as {__name__!r}: install the package and use rl_estimators.patches")
 
 from . import (
+    verl_bootstrap,
     verl_cpu_critic_attention,
     verl_cpu_offload_policy,
     verl_cpu_process_group,
@@ -31,6 +32,7 @@ VERL = (
     verl_need_critic.PATCH,
     verl_inputs.PATCH,
     verl_sessions.PATCH,
+    verl_bootstrap.PATCH,
     verl_greedy_session.PATCH,
     verl_greedy_colocated.PATCH,
     verl_greedy_baselines.PATCH,

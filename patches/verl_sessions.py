@@ -1,8 +1,8 @@
 """What the v1 trainer's rows are to our estimators, where it still has their keys.
 
 An estimator that asks for `reward_components` gets what the reward function returned beside its score, which the
-trainer does not fetch for the advantage step. And every group estimator of ours counts a session once, as verl does
-for the name `grpo` only.
+trainer does not fetch for the advantage step; one that asks for `truncated` and `bootstrap_values` gets those, if the
+configuration says so. And every group estimator of ours counts a session once, as verl does for the name `grpo` only.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
-from rl_estimators.verl import reward_info, sessions
+from rl_estimators.verl import bootstrap, reward_info, sessions
 from rl_estimators.verl.core_algos import estimator_name
 
 
@@ -21,7 +21,8 @@ def wrap(original: Function) -> Function:
         data: Any, batch_keys: Sequence[str], adv_estimator: Any, *args: Any, **kwargs: Any
     ) -> Any:
         given = parameters.bind(data, batch_keys, adv_estimator, *args, **kwargs).arguments
-        reward_info.attach(data, batch_keys, adv_estimator, given.get("config"))
+        for more in (reward_info, bootstrap):
+            more.attach(data, batch_keys, adv_estimator, given.get("config"))
         if not sessions.is_group_estimator(estimator_name(adv_estimator)):
             return original(data, batch_keys, adv_estimator, *args, **kwargs)
         return sessions.compute(original, data, batch_keys, adv_estimator, *args, **kwargs)

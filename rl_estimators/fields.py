@@ -53,14 +53,14 @@ FIELDS: Mapping[str, Field] = {
     ),
     "truncated": Field(
         ("B",), "mask", "1 on responses that were cut off, by a length limit say, and 0 on finished ones",
-        "verl 0.9 does not provide it; with `trainer.use_v1=False` a column of that name in the batch is taken (the v1 "
-        "trainer brings fixed columns only to the advantage step)",
+        "`+rl_estimators.bootstrap_truncated=True`; with `trainer.use_v1=False` a column of that name in the batch is "
+        "taken instead",
         "`bootstrap_truncated=True`, with an estimator that asks for values",
     ),
     "bootstrap_values": Field(
         ("B",), "float", "the critic's value of the state after each response's last token; read where `truncated`",
-        "verl 0.9 does not provide it; with `trainer.use_v1=False` a column of that name in the batch is taken (the v1 "
-        "trainer brings fixed columns only to the advantage step)",
+        "`+rl_estimators.bootstrap_truncated=True`; with `trainer.use_v1=False` a column of that name in the batch is "
+        "taken instead",
         "`bootstrap_truncated=True`, with an estimator that asks for values",
     ),
     "reward_baselines": Field(

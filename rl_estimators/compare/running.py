@@ -37,9 +37,8 @@ def compare(rollouts: Rollouts, choices: Sequence[Choice]) -> Comparison:
             spec = ADV_ESTIMATORS.spec(choice.name)
             lacking = [name for name in spec.required if name not in rollouts.inputs]
             if lacking:
-                not_run[choice.label] = "lacks " + "; ".join(
-                    f"{name}, {FIELDS[name].meaning}" for name in lacking
-                )
+                meanings = "; ".join(f"{name}, {FIELDS[name].meaning}" for name in lacking)
+                not_run[choice.label] = f"the rollouts lack {meanings}"
                 continue
             advantages[choice.label], excluded[choice.label] = _run(choice, spec, rollouts)
         except EstimatorError as error:

@@ -193,7 +193,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     ),
     "truncated_response_share": Diagnostic(
         "share of responses that the length limit cut off; in verl those whose last token is the last that "
-        "data.max_response_length allows",
+        "data.max_response_length allows, and with bootstrap_truncated is no end token",
         "above 0.2: answers are lost with their endings, and whether they would have been right is unknown",
         "raise the limit, overlong_penalty, bootstrap_truncated with a critic, or leave them out (TRL: "
         "mask_truncated_completions)",

@@ -1,8 +1,8 @@
 """GRPO for pass@k: only the best of k responses, by how much it is ahead of the second.
 
 Source: Tang et al., Optimizing Language Models for Inference Time Objectives using Reinforcement Learning, the
-leave-one-out estimator for pass@k (https://arxiv.org/abs/2503.19595v2); the name and the division by the standard
-deviation are verl's.
+leave-one-out estimator for pass@k, unbiased by lemma 1 (https://arxiv.org/abs/2503.19595v2); the name and the
+division by the standard deviation are verl's.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from rl_estimators.fields import check_range
 from rl_estimators.registry import Estimate
 
 
-@register_adv_est("grpo_passk", source="https://arxiv.org/abs/2503.19595v2")
+@register_adv_est("grpo_passk", source="https://arxiv.org/abs/2503.19595v2 lemma 1")
 @compat(verl={"epsilon": 1e-6, "ddof": 1})
 def grpo_passk(
     token_level_rewards: Tensor,

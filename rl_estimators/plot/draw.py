@@ -61,14 +61,14 @@ def draw(panels: Sequence[Panel], runs: Sequence[str], weight: float) -> bytes:
     height = _HEIGHT * rows + _LINE * (1 + ceil(len(runs) / abreast))
     figure = Figure(figsize=(_WIDTH * columns, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)  # no window, whatever backend is configured
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
     looks = {
         run: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _DASHES[i // len(_COLOURS)]}
         for i, run in enumerate(runs)
     }
     for axes, panel in zip(grid, panels, strict=False):
         _panel(axes, panel, looks, weight)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, looks, abreast)
     file = BytesIO()

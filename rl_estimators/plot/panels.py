@@ -46,6 +46,10 @@ def choose(runs: Sequence[Run], patterns: Sequence[str], problems: Problems) -> 
             panels.append(Panel(concept, curves))
         else:
             problems.tell(f"{concept.name}: no run has {' or '.join(concept.names)}; left out")
+    if not any(run.metrics for run in runs):
+        raise InputError(
+            "nothing to draw: nothing has been logged yet; TRL logs every `logging_steps`, 10 unless it is set"
+        )
     if not panels:
         raise InputError(f"nothing to draw: no run has any of {', '.join(c.name for c in concepts)}; {_LIST}")
     return panels

@@ -1,8 +1,9 @@
-"""The node ``rl_estimators`` in verl's configuration: which losses to train with, and whether diagnostics are logged.
+"""The node ``rl_estimators`` in verl's configuration: which losses to train with, and two switches.
 
     +rl_estimators.value_loss.name=huber +rl_estimators.value_loss.delta=0.5
     +rl_estimators.policy_loss.name=ppo_clip +rl_estimators.policy_loss.clip_ratio_c=3.0
     +rl_estimators.diagnostics=False
+    +rl_estimators.bootstrap_truncated=True
 
 ``name`` is one of ``rl-estimators list``; the other keys are that loss's options, as its signature has them. How
 losses are averaged stays with verl (``loss_agg_mode``). Options of an estimator stand elsewhere, in
@@ -39,6 +40,7 @@ class Schema:
     policy_loss: dict[str, Any] | None = None
     value_loss: dict[str, Any] | None = None
     diagnostics: bool = True
+    bootstrap_truncated: bool = False  # read in bootstrap.py
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
-from rl_estimators.verl import combinations, core_algos, greedy, named_options, reward_keys
+from rl_estimators.verl import bootstrap, combinations, core_algos, greedy, named_options, reward_keys
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
 
@@ -44,6 +44,7 @@ def prepare(config: Any) -> bool:
         _refuse_greedy(name, spec)
     elif config.get("trainer") is not None:
         greedy.check(config)  # also for verl's own remax
+    bootstrap.check(name, spec, config)
     if spec is None:  # verl's own, or somebody else's: they know what else it needs
         return False
     _check_inputs(name, spec, config)
@@ -165,6 +166,11 @@ def _with_sum_pi_squared(config: Any) -> bool:
     return bool(asked and not config.trainer.get("use_v1", True))
 
 
+def _with_truncation(config: Any) -> bool:
+    """In the legacy trainer somebody may have put columns of these names into the batch."""
+    return bootstrap.wanted(config) or not config.trainer.get("use_v1", True)
+
+
 _HANDED_OVER = {"token_level_rewards", "response_mask", "index", "reward_baselines"}  # by verl itself
 _PROVIDED: Mapping[str, Callable[[Any], bool]] = {
     "values": _with_critic,
@@ -172,4 +178,5 @@ _PROVIDED: Mapping[str, Callable[[Any], bool]] = {
     "rollout_log_probs": lambda config: bool(config.actor_rollout_ref.rollout.calculate_log_probs),
     "rollout_is_weights": _with_rollout_weights,
     "sum_pi_squared": _with_sum_pi_squared,
+    **dict.fromkeys(bootstrap.FIELDS, _with_truncation),
 }

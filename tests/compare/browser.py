@@ -79,10 +79,14 @@ def console(driver):
 
 
 def requests_of(driver, page):
-    """URLs that were asked for since ``page`` was, that one included; waits for the log, which may be late."""
+    """URLs that were asked for since ``page`` was, that one included; waits for the log, which may be late.
+
+    The browser's own first tab, with its ``chrome://`` addresses, may still be loading.
+    """
     urls, end = [], time.monotonic() + 20
     while page not in urls and time.monotonic() < end:
         events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-        urls += [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        urls += [url for url in asked if not url.startswith("chrome://")]
     starts = [i for i, url in enumerate(urls) if url == page]
     return urls[starts[-1] :] if starts else urls

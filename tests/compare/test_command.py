@@ -44,7 +44,7 @@ def test_the_report(folder, capsys):
         "Nothing is learnt from any of them, for all their advantages are 0, under grpo, rloo."
         in " ".join(out.split())
     )
-    assert "not run: gae: lacks values" in out
+    assert "not run: gae: the rollouts lack values" in out
     assert err == ""
 
 
@@ -159,7 +159,7 @@ class TestRefused:
             ),
             (
                 ["{dump}", "--estimators", "gae,td"],
-                "no estimator can run on these rollouts\n  td: lacks values",
+                "no estimator can run on these rollouts\n  td: the rollouts lack values",
             ),
             (["{dump}", "--steps", "7"], "no step is in --steps 7; there are: 1, 2"),
             (["{dump}", "--steps", "x"], "--steps is 'x', expected steps like 1,5,10-20"),

@@ -62,8 +62,10 @@ class TestRunning:
     def test_what_lacks_its_inputs_is_named_with_them(self):
         compared = compare(rollouts(), read_choices(["grpo,gae,remax"]))
         assert list(compared.advantages) == ["grpo"]
-        assert compared.not_run["gae"] == "lacks values, the critic's value before each token"
-        assert compared.not_run["remax"].startswith("lacks reward_baselines, reward of the prompt's greedy")
+        assert compared.not_run["gae"] == "the rollouts lack values, the critic's value before each token"
+        assert compared.not_run["remax"].startswith(
+            "the rollouts lack reward_baselines, reward of the prompt's greedy"
+        )
 
     def test_with_a_critic(self):
         """TD errors with gamma 1: r + V' - V, here -.5 at each token but the last, r - .5 there."""

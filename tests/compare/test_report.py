@@ -96,7 +96,7 @@ class TestReport:
 
     def test_what_did_not_run_is_named_once_for_each_reason(self):
         text = " ".join(" ".join(printed([rollouts()], "grpo,gae,td")).split())
-        assert "not run: gae, td: lacks values, the critic's value before each token" in text
+        assert "not run: gae, td: the rollouts lack values, the critic's value before each token" in text
 
     def test_one_estimator_is_compared_with_none(self):
         assert not any("agreement" in line or "contested" in line for line in printed([rollouts()], "grpo"))

@@ -30,6 +30,7 @@ NO_MESSAGE = re.compile(
 UPSTREAM = {  # not ours
     "Unknown advantage estimator simply: ...": "trainer/ppo/core_algos.py",
     "Could not find 'algorithm/...'": None,  # Hydra's
+    "Your setup doesn't support bf16/gpu.": None,  # transformers'
 }
 # Whose messages the page is for. The commands compare, plot and diagnostics have pages of their own.
 COMPLETE = (

@@ -16,7 +16,7 @@ from rl_estimators.patching import State
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 
 NAMES = [patch.name for patch in importlib.import_module("rl_estimators.patches").VERL]
-RELY = ["verl_greedy_session", "verl_greedy_colocated", "verl_greedy_baselines"]
+RELY = ["verl_bootstrap", "verl_greedy_session", "verl_greedy_colocated", "verl_greedy_baselines"]
 
 
 def load(name):

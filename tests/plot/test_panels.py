@@ -10,6 +10,7 @@ from rl_estimators.errors import InputError
 from rl_estimators.files.problems import Problems
 from rl_estimators.plot import table
 from rl_estimators.plot.concepts import CONCEPTS
+from rl_estimators.plot.draw import draw
 from rl_estimators.plot.panels import choose, names_of
 from rl_estimators.plot.runs import Run, Series
 from rl_estimators.plot.smoothing import smooth
@@ -102,6 +103,27 @@ def test_unknown_metrics(pattern, text):
 def test_nothing_to_draw():
     with pytest.raises(InputError, match=r"nothing to draw: no run has any of reward, kl, .*; --list prints"):
         chosen([], run("other", x=[1.0]))
+
+
+def test_nothing_logged_yet():
+    """A run of TRL's that ended before the first of its `logging_steps`."""
+    with pytest.raises(
+        InputError, match=r"nothing to draw: nothing has been logged yet; .* `logging_steps`, 10 "
+    ):
+        chosen([], run("short"))
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_no_empty_frames(number, monkeypatch):
+    """Three panels stand abreast; what a last row has no panel for is left blank."""
+    figure = pytest.importorskip("matplotlib.figure")
+    figures = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    names = [f"metric{i}" for i in range(number)]
+    panels = choose([run("one", **{name: [1.0, 2.0] for name in names})], names, Problems())
+    draw(panels, ["one"], 0.0)
+    seen = [axes for axes in figures[0].axes if axes.get_visible()]
+    assert [len(axes.lines) for axes in seen] == [1] * number
 
 
 def test_smoothing():

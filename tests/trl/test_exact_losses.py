@@ -13,6 +13,7 @@ from rl_estimators import list_policy_loss, policy_loss  # noqa: E402
 from rl_estimators.aggregation import MODES  # noqa: E402
 from rl_estimators.trl import EstimatorConfig, EstimatorTrainer, policy, upstream  # noqa: E402
 
+CLIPS = [f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")]
 SEVERAL_PASSES = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
 # They choose tokens by their rank among those of the micro-batch, so a whole batch has other ones.
 RANKED = {"clip_cov", "kl_cov"}
@@ -85,8 +86,9 @@ def test_ppo_clip_is_dapo(tiny, tmp_path, beta):
     """TRL's default loss: the clipped surrogate, averaged over all tokens of the step."""
     clip = {"epsilon": 0.05, "epsilon_high": 0.1, "delta": 1.3, "beta": beta}
     theirs, ours = both(tmp_path, tiny, {"loss_type": "dapo"}, {"policy_loss": "ppo_clip"}, **clip)
-    close(ours, theirs, ("loss", "grad_norm", "reward", "entropy", *(["kl"] if beta else [])))
-    assert max(theirs.column("clip_ratio/region_mean")) > 0
+    close(ours, theirs, ("loss", "grad_norm", "reward", "entropy", *CLIPS, *(["kl"] if beta else [])))
+    assert max(theirs.column("clip_ratio/low_mean")) > 0
+    assert max(theirs.column("clip_ratio/high_max")) > 0
 
 
 def test_gspo_is_trls_sequence_level(tiny, tmp_path):
@@ -99,8 +101,26 @@ def test_gspo_is_trls_sequence_level(tiny, tmp_path):
         {"policy_loss": "gspo", "loss_agg_mode": "seq-mean-token-mean"},
         **clip,
     )
-    close(ours, theirs)
+    # TRL's means count completions there, ours tokens; the extremes are of completions in both
+    close(
+        ours, theirs, ("loss", "grad_norm", "reward", "entropy", "clip_ratio/low_min", "clip_ratio/high_max")
+    )
     assert max(theirs.column("clip_ratio/region_mean")) > 0
+    means = zip(*(ours.column(name) for name in CLIPS[:3]), strict=True)
+    assert all(low + high == pytest.approx(region) for low, high, region in means)
+
+
+def test_cispo_counts_its_clips_under_trls_name(tiny, tmp_path):
+    """TRL's upper bound is the ratio itself, ours the distance from 1."""
+    theirs, ours = both(
+        tmp_path,
+        tiny,
+        {"loss_type": "cispo", "epsilon_high": 1.1},
+        {"policy_loss": "cispo", "policy_loss_kwargs": {"clip_ratio_high": 0.1}},
+    )
+    close(ours, theirs, ("loss", "grad_norm", "reward", "entropy", "cispo_clip_ratio"))
+    assert max(theirs.column("cispo_clip_ratio")) > 0
+    assert not ours.column("clip_ratio/low_mean")
 
 
 def lengths(prompts, completions, **_):

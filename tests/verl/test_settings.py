@@ -83,7 +83,7 @@ def test_options_may_refer_to_verls_keys(compose, settings):
         (["+rl_estimators=[huber]"], "rl_estimators=['huber'] names no preset: Hydra took it as a plain value"),
         (
             ["+rl_estimators.value_los.name=huber"],
-            "rl_estimators.value_los: no such key. Did you mean 'value_loss'? Known: policy_loss, value_loss, diagnostics.",
+            "rl_estimators.value_los: no such key. Did you mean 'value_loss'? Known: policy_loss, value_loss, diagnostics, bootstrap_truncated.",
         ),
         (
             [f"{VALUE}=huber"],

@@ -42,7 +42,7 @@ function promptRow(prompt, step, top, range, onChoose) {
     "tr",
     {},
     element("th", { scope: "row", class: "prompt" }, number, text),
-    element("td", {}, scoreDots(prompt, range), element("span", { class: "note" }, kindOf(prompt))),
+    element("td", {}, scoreDots(prompt, range), element("span", { class: "note kind-of" }, kindOf(prompt))),
     ...prompt.shares.map((share) => {
       const cell = shareCell(share);
       cell.querySelector(".fill").style.width = (100 * Number(share)) / top + "%";
