@@ -85,7 +85,9 @@ def aggregate_rows(
 
     if loss_agg_mode == "seq-mean-token-mean":
         sums = sums / number.clamp(min=1)
-    total: Tensor = sums.sum() * info.get("dp_size", 1)
+    total: Tensor = sums.sum()
+    if info.get("dp_size", 1) != 1:
+        total = total * info["dp_size"]
     if loss_agg_mode == "token-mean":
         total = total / _at_least_one(info.get("batch_num_tokens", number.sum()))
     elif loss_agg_mode != "token-sum":

@@ -45,10 +45,11 @@ class _RowSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trained: Tensor, mask: Tensor, term: Term, *others: Tensor) -> tuple[Tensor, ...]:
         dtype = work_dtype(trained, *others)
-        slope = empty(mask.shape, dtype, mask.device) if ctx.needs_input_grad[0] else None
+        slope = None
         found, scratch = [], Scratch(mask.device)
         shape = (max(len(mask), 1), mask.shape[1])  # an empty batch is one block
-        for some in blocks(shape, block_elements(mask) // 2):
+        parts = [*blocks(shape, block_elements(mask) // 2)]
+        for some in parts:
             valid = as_bool(mask[some], scratch)
             bits = mask_bits(valid, dtype, scratch)
             inputs = (
@@ -56,10 +57,14 @@ class _RowSums(torch.autograd.Function):
                 for n, x in enumerate((trained, *others))
             )
             losses, slopes, *more = term(valid, *inputs)
-            if slope is not None:
-                slope[some] = slopes
+            if ctx.needs_input_grad[0]:
+                if len(parts) == 1:
+                    slope = slopes.expand(mask.shape)
+                else:
+                    slope = empty(mask.shape, dtype, mask.device) if slope is None else slope
+                    slope[some] = slopes
             found.append([_row_sum(x) for x in (losses, valid, *more)])
-        sums = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        sums = tuple(some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True))
         ctx.dtype, ctx.others = trained.dtype, len(others)
         ctx.save_for_backward(*(() if slope is None else (slope,)))
         ctx.mark_non_differentiable(*sums[1:])

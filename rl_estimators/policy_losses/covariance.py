@@ -69,7 +69,11 @@ def by_threshold(scores: Tensor, number: Tensor) -> Tensor:
     size = min(int(number), len(scores))
     if size == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    least = scores.topk(size).values[-1]
-    found = scores > least
-    found[(scores == least).nonzero()[: size - int(found.sum()), 0]] = True
+    highest, places = scores.topk(size)
+    found, ties = torch.zeros_like(scores, dtype=torch.bool), scores == highest[-1]
+    if ties.sum(dtype=torch.int32) == (highest == highest[-1]).sum():  # all that are equal to the last are in
+        found[places] = True
+        return found
+    torch.gt(scores, highest[-1], out=found)
+    found[ties.nonzero()[: size - int(found.sum()), 0]] = True
     return found
