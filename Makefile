@@ -1,4 +1,5 @@
 # make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
+# make smoke-gpu   four estimators in verl and TRL with a larger model on a GPU; without one, a rehearsal on the CPU
 # make test    pass all tests
 # make lint    ruff and mypy
 # make upstream   which hooks fit which releases of verl, which releases of TRL our trainers; and what to do where not
@@ -18,10 +19,13 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load clean setup
+.PHONY: smoke smoke-gpu test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
+
+smoke-gpu: $(VENV)/.installed
+	$(BIN)/python examples/digit_sort/gpu_smoke.py $(SMOKE)
 
 # What trains with Ray comes last and alone: it has processes of its own for both cores.
 test: test-fast
@@ -64,5 +68,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt .ci/make_venv.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .smoke build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .smoke .smoke-gpu build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
