@@ -25,6 +25,7 @@ from digit_sort import requirements, smoke  # noqa: E402 (after the path is righ
 from digit_sort.progress import Progress  # noqa: E402
 
 if TYPE_CHECKING:
+    from digit_sort.processes import ProcessTree
     from digit_sort.where import Setup
 
 DEFAULT_OUT = HERE.parents[1] / ".smoke-gpu"
@@ -33,6 +34,7 @@ RUNS = [f"{framework}:{estimator}" for framework in ("verl", "trl") for estimato
 STEPS, FEW = 40, 4
 JUDGED = 20  # steps from which on the reward has to have risen
 RESULTS = "smoke_gpu.json"
+ASSETS = "assets"  # what a child may make, beside the runs in TRL
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,10 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     os.environ |= {"MPLCONFIGDIR": str(out / "cache"), "HF_HUB_OFFLINE": "1"}
     from digit_sort import gpu_report, where
 
+    if options.merge:
+        return merge(options.merge, out)
     setup = where.CPU if options.tiny else where.best()
     steps = options.steps or (FEW if setup == where.CPU else STEPS)
     if options.child:
-        in_trl(options.child, steps, options.seed, out, setup)
+        be_child(options, steps, out, setup)
         return 0
     print(on_what(setup, steps))
     try:
@@ -69,6 +73,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(rose for rose, _ in verdicts.values()) else 1
 
 
+def merge(paths: Sequence[Path], out: Path) -> int:
+    """Bring results of several calls together; return the exit status."""
+    from digit_sort import gpu_report
+
+    try:
+        results = gpu_report.merged(paths)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"--merge: {error}", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    gpu_report.write(results, out / RESULTS)
+    gpu_report.plot(results, (out / RESULTS).with_suffix(".png"))
+    print(gpu_report.summary(results["runs"]))
+    return 0
+
+
 def on_what(setup: "Setup", steps: int) -> str:
     """Say what will run."""
     if setup.device == "cpu":
@@ -87,8 +107,8 @@ def go(options: argparse.Namespace, out: Path, steps: int, setup: "Setup") -> di
     out.mkdir(parents=True, exist_ok=True)
     settings = {"device": setup.device, "engine": setup.engine, "steps": steps, "seed": options.seed}
     with Progress(sys.stdout) as progress:
-        progress.show("importing torch and transformers")
-        model, data = assets(out, options.seed, progress, setup)
+        progress.show("looking for the model")
+        model, data = assets(out, steps, options, progress, setup)
         settings["parameters"] = parameters(model)
         results: dict[str, Any] = {"machine": machine.describe(), "settings": settings}
         results["runs"] = {} if options.again else gpu_report.read(out / RESULTS, results)
@@ -99,22 +119,29 @@ def go(options: argparse.Namespace, out: Path, steps: int, setup: "Setup") -> di
             folder = out / name.replace(":", "-")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            one = in_verl if name.startswith("verl") else in_child
+            one = in_verl if name.startswith("verl") else in_trl
             results["runs"][name] = one(name, steps, options, folder, model, data, progress, setup)
             gpu_report.write(results, out / RESULTS)
             gpu_report.plot(results, (out / RESULTS).with_suffix(".png"))
     return results
 
 
-def assets(out: Path, seed: int, progress: Progress, setup: "Setup") -> tuple[Path, tuple[Path, Path]]:
-    """Return model and data, made unless they are there already from the same seed and size."""
-    made, wanted = out / "model" / "made.json", {"seed": seed, "size": str(setup.size)}
-    if made.exists() and json.loads(made.read_text()) == wanted:
-        return out / "model", (out / "data" / "train.parquet", out / "data" / "val.parquet")
-    shutil.rmtree(out / "model", ignore_errors=True)
-    found = smoke.build_assets(out, seed, progress, setup)
-    made.write_text(json.dumps(wanted))
-    return found
+def assets(
+    out: Path, steps: int, options: argparse.Namespace, progress: Progress, setup: "Setup"
+) -> tuple[Path, tuple[Path, Path]]:
+    """Return model and data, made unless they are there already from the same seed and size.
+
+    They are made in a process of its own: one that has used CUDA holds memory on the GPU until it ends.
+
+    Raises:
+        SmokeError: making them failed.
+    """
+    made, wanted = out / "model" / "made.json", {"seed": options.seed, "size": str(setup.size)}
+    if not (made.exists() and json.loads(made.read_text()) == wanted):
+        shutil.rmtree(out / "model", ignore_errors=True)
+        child(ASSETS, steps, options, out, progress, setup)
+        made.write_text(json.dumps(wanted))
+    return out / "model", (out / "data" / "train.parquet", out / "data" / "val.parquet")
 
 
 def parameters(model: Path) -> int:
@@ -155,7 +182,7 @@ def in_verl(
     }
 
 
-def in_child(
+def in_trl(
     name: str,
     steps: int,
     options: argparse.Namespace,
@@ -165,37 +192,14 @@ def in_child(
     progress: Progress,
     setup: "Setup",
 ) -> dict[str, Any]:
-    """Run TRL in a process of its own, whose memory is its own, and return what the report needs.
+    """Run our trainer for TRL, in a process whose memory is its own, and return what the report needs.
 
     Raises:
         SmokeError: it failed, or said nothing for a long time.
     """
-    from digit_sort.processes import ProcessTree
-
-    log, begin = folder / "child.log", progress.seconds
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name, "--out", str(folder)]
-    command += [
-        "--steps",
-        str(steps),
-        "--seed",
-        str(options.seed),
-        *(["--tiny"] if setup.device == "cpu" else []),
-    ]
-    with ProcessTree(command, dict(os.environ), folder, log) as tree:
-        status, said, news = None, "", time.monotonic()
-        while status is None and time.monotonic() - news < smoke.PATIENCE:
-            status = tree.wait(smoke.MEASURE_EVERY)
-            tree.measure()
-            if (text := log.read_text(errors="replace")) != said:
-                said, news = text, time.monotonic()
-                progress.show(f"{name}: {said.splitlines()[-1]}")
-    result = folder / "result.json"
-    if status != 0 or not result.exists():
-        tail = [*said.splitlines()[-smoke.TAIL_LINES :], *_end_of(folder / "trl.log")]
-        raise smoke.SmokeError(
-            "\n".join([*tail, f"{name} ended with exit status {status}; its logs: {folder}"])
-        )
-    found: dict[str, Any] = json.loads(result.read_text())
+    begin = progress.seconds
+    tree = child(name, steps, options, folder, progress, setup)
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found | {
         "seconds": progress.seconds - begin,
         "host_bytes": tree.peak_bytes,
@@ -203,8 +207,54 @@ def in_child(
     }
 
 
-def in_trl(name: str, steps: int, seed: int, folder: Path, setup: "Setup") -> None:
-    """Be the child: train, and write what the report needs into ``result.json``."""
+def child(
+    name: str, steps: int, options: argparse.Namespace, folder: Path, progress: Progress, setup: "Setup"
+) -> "ProcessTree":
+    """Run this file with ``--child`` in ``folder``, show what it says, and return the process, which has ended.
+
+    Raises:
+        SmokeError: it failed, or said nothing for a long time.
+    """
+    from digit_sort.processes import ProcessTree
+
+    log = folder / "child.log"
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", name, "--out", str(folder)]
+    command += ["--steps", str(steps), "--seed", str(options.seed)]
+    command += ["--tiny"] if setup.device == "cpu" else []
+    # One GPU: with several in sight, transformers' Trainer would spread the model over them.
+    environment = dict(os.environ)
+    if setup.device != "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    with ProcessTree(command, environment, folder, log) as tree:
+        status, said, news = None, "", time.monotonic()
+        while status is None and time.monotonic() - news < smoke.PATIENCE:
+            status = tree.wait(smoke.MEASURE_EVERY)
+            tree.measure()
+            if (text := log.read_text(errors="replace")) != said:
+                said, news = text, time.monotonic()
+                progress.show(f"{name}: {said.splitlines()[-1]}")
+    if status != 0:
+        tail = [*said.splitlines()[-smoke.TAIL_LINES :], *_end_of(folder / "trl.log")]
+        end = (
+            f"said nothing for {smoke.PATIENCE:.0f} s"
+            if status is None
+            else f"ended with exit status {status}"
+        )
+        raise smoke.SmokeError("\n".join([*tail, f"{name} {end}; its logs: {folder}"]))
+    return tree
+
+
+def be_child(options: argparse.Namespace, steps: int, out: Path, setup: "Setup") -> None:
+    """Make the assets in ``out``, or train in TRL there and write what the report needs into ``result.json``."""
+    if options.child == ASSETS:
+        with Progress(sys.stdout) as progress:
+            smoke.build_assets(out, options.seed, progress, setup)
+    else:
+        train_in_trl(options.child, steps, options.seed, out, setup)
+
+
+def train_in_trl(name: str, steps: int, seed: int, folder: Path, setup: "Setup") -> None:
+    """Train, say each step, and write what the report needs into ``result.json``."""
     import torch
 
     from digit_sort import parts, report, trl_run
@@ -246,7 +296,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for weights, data and sampling (%(default)s)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for all that is written")
     parser.add_argument("--again", action="store_true", help="do also what is in the results already")
-    parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help=f"only bring several {RESULTS} together in --out",
+    )
+    parser.add_argument("--child", choices=[ASSETS, *RUNS], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="hydra overrides for verl, after --")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.runs if name not in RUNS]:

@@ -11,26 +11,31 @@ PACKAGES = ("torch", "triton", "numba", "transformers", "verl", "trl", "ray", "r
 
 
 def describe() -> dict[str, str]:
-    """Return the GPU, its driver, the processor and the releases; "-" stands for what is not there."""
+    """Return the GPU, its driver, the processor and the releases; "-" stands for what is not there.
+
+    The driver's own tool is asked for the GPU: to ask through CUDA would take memory on it.
+    """
     import torch
 
-    found = {"gpu": "-", "driver": "-", "cuda": torch.version.cuda or "-"}
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        found["gpu"] = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {gpu.multi_processor_count} SMs"
-        found["driver"] = _driver()
-    found["processor"] = _processor()
-    found["python"] = platform.python_version()
+    gpu, memory, driver = _gpu()
+    found = {
+        "gpu": f"{gpu}, {memory}" if memory else "-",
+        "driver": driver,
+        "cuda": torch.version.cuda or "-",
+    }
+    found |= {"processor": _processor(), "python": platform.python_version()}
     return found | {name: _release(name) for name in PACKAGES}
 
 
-def _driver() -> str:
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _gpu() -> tuple[str, str, str]:
+    """Name, memory and driver of the first GPU."""
+    ask = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return "-"
-    return answer.stdout.strip().partition("\n")[0] or "-"
+        return "-", "", "-"
+    first = answer.stdout.partition("\n")[0].split(", ")
+    return (first[0], first[1], first[2]) if answer.returncode == 0 and len(first) == 3 else ("-", "", "-")
 
 
 def _processor() -> str:

@@ -149,7 +149,10 @@ def fetch(name: str, release: str, folder: Path) -> Path:
     """
     pip, one = [sys.executable, "-m", "pip"], [f"--dest={folder}", f"{name}=={release}"]
     machine = ["--python-version", PYTHON, "--implementation", "cp"]
-    machine += [*(f"--abi={abi}" for abi in ("cp312", "abi3", "none")), *(f"--platform={p}" for p in PLATFORMS)]
+    machine += [
+        *(f"--abi={abi}" for abi in ("cp312", "abi3", "none")),
+        *(f"--platform={p}" for p in PLATFORMS),
+    ]
     before = {*folder.glob("*.whl")}
     download = [*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", *machine, *one]
     done = subprocess.run(download, capture_output=True, text=True)
@@ -161,7 +164,9 @@ def fetch(name: str, release: str, folder: Path) -> Path:
         raise SystemExit(f"pack: pip could not fetch {name}=={release}:\n{done.stderr.strip()}")
     wheel = new.pop()
     if "download" not in done.args and not wheel.name.endswith("-none-any.whl"):
-        raise SystemExit(f"pack: {name}=={release} has no wheel for the machine, and {wheel.name} is for this one")
+        raise SystemExit(
+            f"pack: {name}=={release} has no wheel for the machine, and {wheel.name} is for this one"
+        )
     return wheel
 
 
@@ -208,7 +213,9 @@ def total(folder: Path) -> tuple[str, float]:
 
 def main(arguments: Sequence[str]) -> int:
     """Pack, and say what it comes to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--out", type=Path, default=ROOT / ".gpu-pack", help="folder for the wheels, emptied first"
     )
@@ -220,7 +227,9 @@ def main(arguments: Sequence[str]) -> int:
         out.mkdir(parents=True)
         choice = pack(out)
         (out / "pack.json").write_text(
-            json.dumps({"wanted": choice.wanted, "conflicts": choice.conflicts, "left_out": LEFT_OUT}, indent=1)
+            json.dumps(
+                {"wanted": choice.wanted, "conflicts": choice.conflicts, "left_out": LEFT_OUT}, indent=1
+            )
         )
         for conflict in choice.conflicts:
             print(f"pack: {conflict}")

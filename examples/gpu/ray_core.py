@@ -18,7 +18,10 @@ __all__ = ["BUILD", "shrink", "unneeded"]
 BUILD = "1core"  # a wheel's build tag begins with a digit
 AUTOSCALER = "ray/autoscaler"
 FOLDERS = (
-    *(f"ray/{name}" for name in ("cpp", "data", "jars", "llm", "rllib", "serve", "train", "tune", "workflow")),
+    *(
+        f"ray/{name}"
+        for name in ("cpp", "data", "jars", "llm", "rllib", "serve", "train", "tune", "workflow")
+    ),
     "ray/dashboard/client",
     "ray/util/dask",
     *(f"{AUTOSCALER}/{name}" for name in ("aws", "azure", "gcp")),
@@ -39,7 +42,9 @@ def shrink(wheel: Path, folder: Path) -> Path:
         RuntimeError: there is no `strip` here, which is in the package binutils.
     """
     if shutil.which("strip") is None:
-        raise RuntimeError("there is no 'strip' here to take the symbols out of Ray's binaries: install binutils")
+        raise RuntimeError(
+            "there is no 'strip' here to take the symbols out of Ray's binaries: install binutils"
+        )
     name, release, *tags = wheel.stem.split("-")
     smaller = folder / f"{'-'.join([name, release, BUILD, *tags])}.whl"
     info = f"{name}-{release}.dist-info"

@@ -6,6 +6,7 @@ pack that pack.py made. Without CUDA everything is gone through tiny, which meas
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +25,11 @@ PATIENCE = 20.0  # seconds that a stage has to tidy up when its time is over
 TAIL = 15  # lines of a failed stage's log that are shown
 LEAST = 20.0  # seconds below which no stage is begun
 RESULTS = ("smoke_gpu.json", "smoke_gpu.png", "cuda.json", "cuda.png")
-RUNS = [f"{framework}:{name}" for framework in ("trl", "verl") for name in ("gae", "grpo", "reinforce_pp", "remax")]
+RUNS = [
+    f"{framework}:{name}"
+    for framework in ("trl", "verl")
+    for name in ("gae", "grpo", "reinforce_pp", "remax")
+]
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,42 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     python, out = sys.executable, options.out.resolve()
     tiny = ["--tiny"] if options.tiny else []
     wheels = sorted(map(str, options.wheels.resolve().glob("*.whl")))
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"]
-    smoke = [python, str(ROOT / "examples/digit_sort/gpu_smoke.py"), *tiny, "--out", str(options.work / "smoke")]
-    tests = [str(ROOT / "tests" / name) for name in ("core/test_cuda.py", "core/test_triton.py")]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--no-cache-dir",
+    ]
+    smoke = [
+        python,
+        str(ROOT / "examples/digit_sort/gpu_smoke.py"),
+        *tiny,
+        "--out",
+        str(options.work / "smoke"),
+    ]
+    tests = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    ]
+    tests += [
+        str(ROOT / "tests/core" / name) for name in ("test_cuda.py", "test_triton.py", "test_no_sync.py")
+    ]
     return [
         Stage("install", 180, [*pip, "--upgrade", "--target", str(site(options)), *wheels]),
         Stage("doctor", 60, [python, "-m", "rl_estimators", "doctor"]),
-        # -P: the checkout's own rl_estimators must not stand before the installed one
-        Stage("tests", 300, [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *tests]),
+        Stage("tests", 300, tests),
         Stage("kernels", 300, [python, str(ROOT / "benchmarks/cuda.py"), *tiny, "--out", str(out)]),
         *(Stage(run, 150 if run.startswith("trl") else 240, [*smoke, "--runs", run]) for run in RUNS),
     ]
@@ -76,7 +109,7 @@ def run(stage: Stage, seconds: float, environment: dict[str, str], log: Path) ->
         process = subprocess.Popen(
             stage.command,
             env=environment,
-            cwd=ROOT,
+            cwd=log.parent,  # not the checkout, whose own rl_estimators would stand before the installed one
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -86,10 +119,8 @@ def run(stage: Stage, seconds: float, environment: dict[str, str], log: Path) ->
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.terminate()  # first only the leader, which ends all that it started
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                pass
             end_group(process)
             return f"stopped after {seconds:.0f} s"
         except BaseException:
@@ -101,10 +132,8 @@ def run(stage: Stage, seconds: float, environment: dict[str, str], log: Path) ->
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """End by force what is left of a stage's process group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -156,14 +185,26 @@ def collect(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", default="all", help="names, comma-separated; trl and verl stand for all of theirs")
-    parser.add_argument("--wheels", type=Path, default=ROOT / ".gpu-pack", help="the folder that pack.py filled")
-    parser.add_argument("--work", type=Path, default=ROOT / ".gpu-run", help="for what is installed, logs, models")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--stages", default="all", help="names, comma-separated; trl and verl stand for all of theirs"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, default=ROOT / ".gpu-pack", help="the folder that pack.py filled"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".gpu-run", help="for what is installed, logs, models"
+    )
     parser.add_argument("--out", type=Path, help="for results, few files in one folder (--work's results)")
-    parser.add_argument("--budget", type=float, default=1800.0, help="seconds for all stages together (%(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=1800.0, help="seconds for all stages together (%(default)s)"
+    )
     parser.add_argument("--again", action="store_true", help="do the stages also if they went well before")
-    parser.add_argument("--tiny", action="store_true", help="the small rehearsal on the CPU, also where there is CUDA")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the small rehearsal on the CPU, also where there is CUDA"
+    )
     parser.add_argument("--list", action="store_true", help="only list the stages")
     options = parser.parse_args(arguments)
     options.work = options.work.resolve()
@@ -192,7 +233,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     installs = any(one.name == "install" for one in options.chosen)
     if installs and not any(options.wheels.glob("rl_estimators-*.whl")):
-        print(f"{options.wheels} has no pack: python examples/gpu/pack.py --out {options.wheels}", file=sys.stderr)
+        print(
+            f"{options.wheels} has no pack: python examples/gpu/pack.py --out {options.wheels}",
+            file=sys.stderr,
+        )
         return 2
     options.work.mkdir(parents=True, exist_ok=True)
     found = go(options.chosen, options)

@@ -83,7 +83,11 @@ def test_value_losses(name):
     x = batch()
     leaf = torch.empty(B, T, device="meta", requires_grad=True)
     loss, _ = rl_estimators.value_loss(
-        name, vpreds=leaf, values=x["values"], returns=x["token_level_rewards"], response_mask=x["response_mask"]
+        name,
+        vpreds=leaf,
+        values=x["values"],
+        returns=x["token_level_rewards"],
+        response_mask=x["response_mask"],
     )
     loss.backward()
     assert leaf.grad.is_meta

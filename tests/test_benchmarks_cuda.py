@@ -1,0 +1,94 @@
+"""The benchmark for CUDA without a device: its checks can fail, its self-test passes, its picture is drawn."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    pytest.importorskip("verl")
+    before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module("cuda")
+    sys.path[:] = before
+    for name in ("cuda", "kernels"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
+
+
+def test_self_test(cuda, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cuda.py", "--out", str(tmp_path)])
+    assert cuda.main() == 0
+    out = capsys.readouterr().out
+    assert out.startswith("CUDA is not used: a self-test on the CPU, small; nothing is timed\n")
+    assert out.endswith("all right\n")
+    results = json.loads((tmp_path / "cuda.json").read_text())
+    checked = {line["case"] for line in results["checked"]}
+    assert checked == {*cuda.CASES} - {*cuda.DRAWN}
+    assert "races" not in results
+    assert all(line["errors"]["torch"] <= cuda.TOLERANCE for line in results["checked"])
+    assert [path.name for path in tmp_path.iterdir()] == ["cuda.json"]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x * 1.01, lambda x: x * math.nan], ids=["a hundredth off", "NaN"]
+)
+def test_wrong_numbers_are_found(cuda, monkeypatch, spoil):
+    theirs, ours, size = cuda.CASES["gae"]
+
+    def spoilt(batch):
+        found = ours(batch)
+        return found._replace(advantages=spoil(found.advantages))
+
+    monkeypatch.setitem(cuda.CASES, "gae", (theirs, spoilt, size))
+    assert not cuda.check("gae", 6, 40, torch.device("cpu"))["right"]
+    assert cuda.check("remax", 6, 40, torch.device("cpu"))["right"]
+
+
+def a_line(case, waits=(), **seconds):
+    return {
+        "case": case, "rows": 4, "length": 8, "bytes": 768, "waits": {"verl": ["x.py:1"], "torch": list(waits)},
+        "seconds": {"verl": 1e-2, "torch": 1e-3, "copy": 5e-4, **seconds}, "peak_bytes": {},
+    }  # fmt: skip
+
+
+def test_what_makes_the_host_wait_is_a_problem_but_for_strings(cuda):
+    lines = [a_line("gae"), a_line("remax", ["rows.py:7"]), a_line("grpo", ["masked.py:9"])]
+    assert cuda.waiting(lines) == ["remax with torch made the host wait at rows.py:7"]
+
+
+def test_a_line_of_the_table(cuda):
+    assert cuda.shown(a_line("gae")).split() == [
+        "4", "x", "8", "gae", "torch", "10.0x", "verl,", "50%", "of", "a", "copy,", "0", "waits",
+    ]  # fmt: skip
+
+
+def test_picture(cuda, tmp_path):
+    lines = [a_line("gae", triton=2e-4), a_line("policy loss")]
+    lines[0]["waits"]["triton"] = []
+    cuda.plot({"machine": {"gpu": "some GPU"}, "races": lines}, tmp_path / "cuda.png")
+    assert (tmp_path / "cuda.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inputs_go_where_they_are_asked_to(cuda):
+    batch = cuda.placed(cuda.inputs(3, 5, "prefix"), torch.device("meta"), torch.float64)
+    assert {name for name, x in batch.items() if isinstance(x, torch.Tensor)} == {*batch} - {"uids"}
+    assert all(x.is_meta for name, x in batch.items() if name != "uids")
+    assert (batch["rewards"].dtype, batch["mask"].dtype) == (torch.float64, torch.int64)
+    assert batch["new"].requires_grad
+    assert batch["new"].is_leaf
