@@ -1,8 +1,8 @@
 """Ours against verl's functions and a memory copy on a CUDA device: ``make bench-gpu``, or ``python benchmarks/cuda.py``.
 
-First every contestant's numbers are held against verl's own in float64 on the CPU, on fresh inputs; whoever is off is
-not timed. Then CUDA events time each on inputs that are fresh in every call: as many batches as are needed to exceed
-the device's cache four times are gone through in turn. The copy moves, on the same device in the same run, as many bytes
+First our numbers are held against verl's own in float64 on the CPU, on fresh inputs; a case that is off is not timed.
+Then CUDA events time each call, with the time the host takes to launch it, on inputs that the device's cache no longer
+holds: batches of four times its size are gone through in turn. The copy moves, on the same device in the same run, as many bytes
 as the call must read and write at least. Every call is also made once where torch says what makes the host wait.
 
 Without a CUDA device only the first part is done, small and on the CPU: a self-test, in which nothing is timed.
@@ -40,8 +40,10 @@ UIDS = ("grpo",)  # strings come from the host, so the host waits until they are
 OTHERWISE = ("gmpo",)  # verl lets each token's own advantage choose the side of the clip: held against ours
 DRAWN = ("clip_cov",)  # draws tokens: timed, not held against anything
 TOLERANCE = 1e-4  # of the largest number: sums over a batch in float32
-CACHE = 4  # times the device's L2 cache that the batches of a case take up
+CACHE = 4  # times the device's L2 cache that the batches of a shape take up, and
+LEAST = 16  # bytes a token that every case reads and writes
 SECONDS, REPEATS = 1.0, 50  # for one contestant, whichever is reached first
+DEVICE = torch.device("cuda")
 Batch = dict[str, Any]
 
 
@@ -144,16 +146,9 @@ def seconds(call: Callable[[Batch], Any], batches: list[Batch]) -> float:
 
 def copy_seconds(size: int, count: int) -> float:
     """Median time of a copy on the device that reads and writes ``size`` bytes together."""
-    pairs = [
-        {
-            "pair": (
-                torch.empty(max(size // 8, 1), device="cuda"),
-                torch.ones(max(size // 8, 1), device="cuda"),
-            )
-        }
-        for _ in range(count)
-    ]
-    return seconds(lambda x: x["pair"][0].copy_(x["pair"][1]), pairs)
+    numbers = max(size // 8, 1)
+    pairs = [{name: torch.ones(numbers, device=DEVICE) for name in ("to", "from")} for _ in range(count)]
+    return seconds(lambda pair: pair["to"].copy_(pair["from"]), pairs)
 
 
 def memory(call: Callable[[Batch], Any], batch: Batch) -> int:
@@ -167,31 +162,30 @@ def memory(call: Callable[[Batch], Any], batch: Batch) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def race(case: str, rows: int, length: int) -> dict[str, Any]:
+def race(case: str, batches: list[Batch]) -> dict[str, Any]:
     """Time, memory and waits of every contestant on the device."""
-    device = torch.device("cuda")
+    rows, length = batches[0]["mask"].shape
     size = CASES[case][2] * rows * length
-    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
-    count = max(3, min(32, math.ceil(CACHE * cache / max(size, 1))))
-    batches = [placed(inputs(rows, length, "prefix"), device) for _ in range(min(count, 8))]
     line: dict[str, Any] = {"case": case, "rows": rows, "length": length, "bytes": size, "seconds": {}}
     line |= {"waits": {}, "peak_bytes": {}}
-    for name, (call, backend) in contestants(case, device).items():
+    for name, (call, backend) in contestants(case, DEVICE).items():
         with backends.use_backend(backend):
             line["seconds"][name] = seconds(call, batches)
             line["waits"][name] = waits(lambda call=call: call(batches[0]))
             line["peak_bytes"][name] = memory(call, batches[1])
-    if size:
-        line["seconds"]["copy"] = copy_seconds(size, len(batches))
+    line["seconds"]["copy"] = copy_seconds(size, len(batches))
     return line
 
 
 def races(shapes: tuple[tuple[int, int], ...], right: set[str]) -> Iterator[dict[str, Any]]:
     """All cases whose numbers are right; prints a line each."""
+    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
     for rows, length in shapes:
+        count = max(3, min(64, math.ceil(CACHE * cache / (LEAST * rows * length))))
+        batches = [placed(inputs(rows, length, "prefix"), DEVICE) for _ in range(count)]
         for case in CASES:
             if case in right:
-                yield (line := race(case, rows, length))
+                yield (line := race(case, batches))
                 print(shown(line), flush=True)
 
 
@@ -201,9 +195,8 @@ def shown(line: dict[str, Any]) -> str:
     ours = [name for name in took if name not in ("verl", "copy")]
     parts = []
     for name in ours:
-        share = f", {took['copy'] / took[name]:4.0%} of a copy" if "copy" in took else ""
-        waiting = len(line["waits"][name])
-        parts.append(f"{name} {took['verl'] / took[name]:7.1f}x verl{share}, {waiting} waits")
+        share, count = took["copy"] / took[name], len(line["waits"][name])
+        parts.append(f"{name} {took['verl'] / took[name]:7.1f}x verl, {share:4.0%} of a copy, {count} waits")
     return f"{line['rows']:5d} x {line['length']:<6d}{line['case']:13s}{'  '.join(parts)}"
 
 
@@ -240,7 +233,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     left.set_xscale("log")
     left.axvline(1, color="black", linewidth=0.8)
     left.set_xlabel("times as fast as verl's function")
-    right.barh(names, [took.get("copy", 0.0) / took[who] for _, took, who in bars], color="tab:orange")
+    right.barh(names, [took["copy"] / took[who] for _, took, who in bars], color="tab:orange")
     right.set_xlabel("share of a copy's speed (1: reads and writes at the device's rate)")
     left.invert_yaxis()
     figure.suptitle(f"{rows} x {length} on {results['machine']['gpu']}")
@@ -258,7 +251,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     cuda = torch.cuda.is_available() and not options.tiny
-    device = torch.device("cuda" if cuda else "cpu")
+    device = DEVICE if cuda else torch.device("cpu")
     if not cuda:
         print("CUDA is not used: a self-test on the CPU, small; nothing is timed")
     torch.manual_seed(time.time_ns() % 2**31)  # fresh inputs

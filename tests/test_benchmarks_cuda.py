@@ -4,7 +4,10 @@ import importlib
 import json
 import math
 import sys
+import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +29,66 @@ def cuda():
 @pytest.fixture(autouse=True)
 def on_the_cpu(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+class Event:
+    """A CUDA event by the host's clock."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return (other.at - self.at) * 1e3
+
+
+@pytest.fixture
+def stand_in(cuda, monkeypatch):
+    """Torch's CUDA functions that the course on a device needs, on the CPU."""
+    given = {
+        "is_available": lambda: True,
+        "Event": Event,
+        "synchronize": lambda: None,
+        "set_sync_debug_mode": lambda mode: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 100,
+        "max_memory_allocated": lambda: 130,
+        "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=4096),
+    }
+    for name, value in given.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(cuda, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(cuda, "SHAPES", ((4, 16), (6, 20)))
+    monkeypatch.setattr(cuda, "SECONDS", 0.0)
+    monkeypatch.setattr(cuda, "bandwidth", lambda: 1e12)
+
+
+def test_the_course_on_a_device(cuda, stand_in, tmp_path, capsys, monkeypatch):
+    """Everything but the device: each case is checked, timed on batches in turn, and drawn."""
+    monkeypatch.setattr(sys, "argv", ["cuda.py", "--out", str(tmp_path)])
+    assert cuda.main() == 0
+    assert capsys.readouterr().out.endswith("all right, and nothing of ours made the host wait\n")
+    results = json.loads((tmp_path / "cuda.json").read_text())
+    assert [line["case"] for line in results["races"]] == 2 * [*cuda.CASES]
+    for line in results["races"]:
+        assert line["seconds"].keys() == {"verl", "torch", "copy"}
+        assert all(seconds > 0 for seconds in line["seconds"].values())
+        assert line["peak_bytes"] == {"verl": 30, "torch": 30}
+    assert (tmp_path / "cuda.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wait_is_seen_by_what_torch_says(cuda, stand_in):
+    def call():
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    (place,) = cuda.waits(call)
+    assert place.startswith("test_benchmarks_cuda.py:")
 
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
