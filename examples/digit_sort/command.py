@@ -10,6 +10,7 @@ from digit_sort.where import CPU, Setup
 
 BATCH = 128  # answers per step
 FP32 = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+VLLM = ("gpu_memory_utilization=0.2", "enforce_eager=True")  # a small model, and no time to compile it
 REWARD_FILE = Path(__file__).with_name("reward.py")
 
 
@@ -102,11 +103,7 @@ def _networks(model: Path, seed: int, answers: int, setup: Setup) -> list[str]:
         f"{rollout}.log_prob_micro_batch_size_per_gpu={BATCH}",
         f"{rollout}.agent.num_workers=1",
         f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu={BATCH}",
-        *(
-            [f"{rollout}.gpu_memory_utilization=0.2", f"{rollout}.enforce_eager=True"]
-            if setup.engine == "vllm"
-            else []
-        ),
+        *(f"{rollout}.{one}" for one in VLLM if setup.engine == "vllm"),
     ]
 
 
@@ -164,28 +161,28 @@ def training_environment(scratch: Path, ray: Path, metrics: Path, setup: Setup =
     }
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
+    known = {name: str(place) for name, place in places.items()} | {
+        "VERL_FILE_LOGGER_PATH": str(metrics),
+        "HF_HUB_OFFLINE": "1",
+        "HYDRA_FULL_ERROR": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_prestart_worker_first_driver": "0",  # else Ray starts a worker for each of the CPU tickets
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQ_NUM_THREADS": "1",
+    }
     if setup.device == "cpu":
-        platform = {
-            "VERL_PLATFORM": "cpu",
-            "VERL_ENGINE_DEVICE": "cuda",
-        }  # "cuda" names the FSDP engine, no GPU
-    else:  # asked in a process that Ray lets see no GPU, verl would have to guess
-        platform = {"VERL_PLATFORM": "nvidia"}
+        # "cuda" is verl's name for the FSDP engine; nothing runs on a GPU
+        return known | {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     return (
-        {name: str(place) for name, place in places.items()}
-        | platform
+        known
         | {
-            "VERL_FILE_LOGGER_PATH": str(metrics),
-            "HF_HUB_OFFLINE": "1",
-            "HYDRA_FULL_ERROR": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
-            "RAY_DEDUP_LOGS": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",
-            "RAY_prestart_worker_first_driver": "0",  # else Ray starts a worker for each of the CPU tickets
-            "TOKENIZERS_PARALLELISM": "false",
-            "TQ_NUM_THREADS": "1",
+            "VERL_PLATFORM": "nvidia",  # asked in a process that Ray lets see no GPU, verl would have to guess
+            "GLOO_SOCKET_IFNAME": "lo",  # one training process talks to itself, on a machine without a network as well
+            "NCCL_SOCKET_IFNAME": "lo",
         }
     )

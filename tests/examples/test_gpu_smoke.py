@@ -105,6 +105,7 @@ def test_environment(tmp_path):
     ours = command.training_environment(*places, CUDA)
     assert ours["VERL_PLATFORM"] == "nvidia"
     assert "VERL_ENGINE_DEVICE" not in ours
+    assert ours["NCCL_SOCKET_IFNAME"] == ours["GLOO_SOCKET_IFNAME"] == "lo"
     assert command.taken_out(CUDA) == ("RAY_ADDRESS",)
     assert "CUDA_VISIBLE_DEVICES" in command.taken_out(where.CPU)
 
