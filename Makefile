@@ -57,7 +57,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/kernels.py $(BENCH)
 
 bench-gpu: $(VENV)/.installed
-	$(BIN)/python benchmarks/cuda.py $(BENCH)
+	$(BIN)/python benchmarks/kernels_gpu.py $(BENCH)
 
 gpu-pack: $(VENV)/.installed
 	$(BIN)/python examples/gpu/pack.py

@@ -24,7 +24,8 @@ ROOT = HERE.parents[1]
 PATIENCE = 20.0  # seconds that a stage has to tidy up when its time is over
 TAIL = 15  # lines of a failed stage's log that are shown
 LEAST = 20.0  # seconds below which no stage is begun
-RESULTS = ("smoke_gpu.json", "smoke_gpu.png", "cuda.json", "cuda.png")
+TESTS = ("core/test_cuda.py", "core/test_triton.py", "core/test_no_sync.py", "trl/test_one_seed.py")
+RESULTS = ("smoke_gpu.json", "smoke_gpu.png", "kernels_gpu.json", "kernels_gpu.png")
 RUNS = [
     f"{framework}:{name}"
     for framework in ("trl", "verl")
@@ -48,15 +49,25 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     wheels = sorted(map(str, options.wheels.resolve().glob("*.whl")))
     pip = [
         python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--no-compile",
-        "--no-cache-dir",
+        *[
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            "--no-cache-dir",
+            "--upgrade",
+        ],
     ]
+    pytest = [
+        python,
+        *["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-c"],
+        str(ROOT / "pyproject.toml"),
+    ]
+    tests = [str(ROOT / "tests" / name) for name in TESTS]
+    bench = [python, str(ROOT / "benchmarks/kernels_gpu.py"), *tiny, "--out", str(out)]
     smoke = [
         python,
         str(ROOT / "examples/digit_sort/gpu_smoke.py"),
@@ -64,25 +75,11 @@ def stages(options: argparse.Namespace) -> list[Stage]:
         "--out",
         str(options.work / "smoke"),
     ]
-    tests = [
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "-rs",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-    ]
-    tests += [
-        str(ROOT / "tests/core" / name) for name in ("test_cuda.py", "test_triton.py", "test_no_sync.py")
-    ]
     return [
-        Stage("install", 180, [*pip, "--upgrade", "--target", str(site(options)), *wheels]),
+        Stage("install", 180, [*pip, "--target", str(site(options)), *wheels]),
         Stage("doctor", 60, [python, "-m", "rl_estimators", "doctor"]),
-        Stage("tests", 300, tests),
-        Stage("kernels", 300, [python, str(ROOT / "benchmarks/cuda.py"), *tiny, "--out", str(out)]),
+        Stage("tests", 300, [*pytest, *tests]),
+        Stage("kernels", 300, bench),
         *(Stage(run, 150 if run.startswith("trl") else 240, [*smoke, "--runs", run]) for run in RUNS),
     ]
 
@@ -118,20 +115,19 @@ def run(stage: Stage, seconds: float, environment: dict[str, str], log: Path) ->
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.terminate()  # first only the leader, which ends all that it started
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-            end_group(process)
+            stop(process)
             return f"stopped after {seconds:.0f} s"
         except BaseException:
-            process.terminate()
-            end_group(process)
+            stop(process)
             raise
     return "ok" if status == 0 else f"failed with exit status {status}"
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End by force what is left of a stage's process group."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a stage to end, which then ends all that it started; after a while end its process group by force."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Ours against verl's functions and a memory copy on a CUDA device: ``make bench-gpu``, or ``python benchmarks/cuda.py``.
+"""Ours against verl's functions and a memory copy on a CUDA device: ``make bench-gpu``, or ``python benchmarks/kernels_gpu.py``.
 
 First our numbers are held against verl's own in float64 on the CPU, on fresh inputs; a case that is off is not timed.
 Then CUDA events time each call, with the time the host takes to launch it, on inputs that the device's cache no longer
@@ -270,9 +270,9 @@ def main() -> int:
         print(f"a copy of 1 GiB: {results['copy_bytes_per_second'] / 1e12:.2f} TB/s read and written")
         results["races"] = list(races(SHAPES, {*CASES} - wrong))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "cuda.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / "kernels_gpu.json").write_text(json.dumps(results, indent=1) + "\n")
     if cuda:
-        plot(results, options.out / "cuda.png")
+        plot(results, options.out / "kernels_gpu.png")
     problems = [f"{case}: wrong numbers" for case in sorted(wrong)] + waiting(results.get("races", []))
     print("\n".join(problems) or "all right" + (", and nothing of ours made the host wait" if cuda else ""))
     return 1 if problems else 0

@@ -20,9 +20,9 @@ def cuda():
     pytest.importorskip("verl")
     before = list(sys.path)
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("cuda")
+    yield importlib.import_module("kernels_gpu")
     sys.path[:] = before
-    for name in ("cuda", "kernels"):
+    for name in ("kernels_gpu", "kernels"):
         sys.modules.pop(name, None)
 
 
@@ -70,16 +70,16 @@ def stand_in(cuda, monkeypatch):
 
 def test_the_course_on_a_device(cuda, stand_in, tmp_path, capsys, monkeypatch):
     """Everything but the device: each case is checked, timed on batches in turn, and drawn."""
-    monkeypatch.setattr(sys, "argv", ["cuda.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["kernels_gpu.py", "--out", str(tmp_path)])
     assert cuda.main() == 0
     assert capsys.readouterr().out.endswith("all right, and nothing of ours made the host wait\n")
-    results = json.loads((tmp_path / "cuda.json").read_text())
+    results = json.loads((tmp_path / "kernels_gpu.json").read_text())
     assert [line["case"] for line in results["races"]] == 2 * [*cuda.CASES]
     for line in results["races"]:
         assert line["seconds"].keys() == {"verl", "torch", "copy"}
         assert all(seconds > 0 for seconds in line["seconds"].values())
         assert line["peak_bytes"] == {"verl": 30, "torch": 30}
-    assert (tmp_path / "cuda.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "kernels_gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wait_is_seen_by_what_torch_says(cuda, stand_in):
@@ -88,24 +88,24 @@ def test_a_wait_is_seen_by_what_torch_says(cuda, stand_in):
         warnings.warn("something else", stacklevel=1)
 
     (place,) = cuda.waits(call)
-    assert place.startswith("test_benchmarks_cuda.py:")
+    assert place.startswith("test_benchmarks_gpu.py:")
 
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore")]
 
 
 def test_self_test(cuda, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["cuda.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["kernels_gpu.py", "--out", str(tmp_path)])
     assert cuda.main() == 0
     out = capsys.readouterr().out
     assert out.startswith("CUDA is not used: a self-test on the CPU, small; nothing is timed\n")
     assert out.endswith("all right\n")
-    results = json.loads((tmp_path / "cuda.json").read_text())
+    results = json.loads((tmp_path / "kernels_gpu.json").read_text())
     checked = {line["case"] for line in results["checked"]}
     assert checked == {*cuda.CASES} - {*cuda.DRAWN}
     assert "races" not in results
     assert all(line["errors"]["torch"] <= cuda.TOLERANCE for line in results["checked"])
-    assert [path.name for path in tmp_path.iterdir()] == ["cuda.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels_gpu.json"]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_line_of_the_table(cuda):
 def test_picture(cuda, tmp_path):
     lines = [a_line("gae", triton=2e-4), a_line("policy loss")]
     lines[0]["waits"]["triton"] = []
-    cuda.plot({"machine": {"gpu": "some GPU"}, "races": lines}, tmp_path / "cuda.png")
-    assert (tmp_path / "cuda.png").read_bytes().startswith(b"\x89PNG")
+    cuda.plot({"machine": {"gpu": "some GPU"}, "races": lines}, tmp_path / "kernels_gpu.png")
+    assert (tmp_path / "kernels_gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_inputs_go_where_they_are_asked_to(cuda):
