@@ -1,4 +1,4 @@
-"""Ours against verl's functions and a memory copy on a CUDA device: ``make bench-gpu``, or ``python benchmarks/kernels_gpu.py``.
+"""Ours against verl's functions and a memory copy on a CUDA device: ``make bench-gpu``, or run this file.
 
 First our numbers are held against verl's own in float64 on the CPU, on fresh inputs; a case that is off is not timed.
 Then CUDA events time each call, with the time the host takes to launch it, on inputs that the device's cache no longer
