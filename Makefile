@@ -1,4 +1,5 @@
 # make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
+# make smoke-gpu   four estimators in verl and TRL with a larger model on a GPU; without one, a rehearsal on the CPU
 # make test    pass all tests
 # make lint    ruff and mypy
 # make upstream   which hooks fit which releases of verl, which releases of TRL our trainers; and what to do where not
@@ -6,6 +7,8 @@
 # make trl-releases   which releases of TRL the trainers run on
 # make against-upstream   our `compat` against the numbers of verl's and TRL's releases (minutes)
 # make bench   our kernels against verl's functions and a memory copy (minutes)
+# make bench-gpu   the same on a CUDA device, and what makes the host wait; without one, a self-test on the CPU
+# make gpu-pack    the wheels that a GPU machine without a registry lacks, in .gpu-pack (examples/gpu)
 # make fuzz    100,000 random batches through every estimator and loss (a quarter of an hour); CASES=1000 for fewer
 # make load    10,000 estimates in one process: memory, threads (minutes)
 # make clean   remove everything that these made
@@ -18,10 +21,13 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load clean setup
+.PHONY: smoke smoke-gpu test test-fast lint upstream upstream-tests trl-releases against-upstream bench bench-gpu gpu-pack fuzz load clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
+
+smoke-gpu: $(VENV)/.installed
+	$(BIN)/python examples/digit_sort/gpu_smoke.py $(SMOKE)
 
 # What trains with Ray comes last and alone: it has processes of its own for both cores.
 test: test-fast
@@ -50,6 +56,12 @@ against-upstream: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/kernels.py $(BENCH)
 
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/kernels_gpu.py $(BENCH)
+
+gpu-pack: $(VENV)/.installed
+	$(BIN)/python examples/gpu/pack.py
+
 fuzz: $(VENV)/.installed
 	RL_ESTIMATORS_FUZZ=$(or $(CASES),100000) $(BIN)/python -m pytest -q tests/fuzz
 
@@ -64,5 +76,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt .ci/make_venv.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .smoke build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .smoke .smoke-gpu .gpu-pack .gpu-run build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,9 +8,9 @@ if __name__ != "rl_estimators.patches":
 
 from . import (
     verl_bootstrap,
-    verl_cpu_critic_attention,
     verl_cpu_offload_policy,
     verl_cpu_process_group,
+    verl_critic_attention,
     verl_greedy_baselines,
     verl_greedy_colocated,
     verl_greedy_session,
@@ -42,6 +42,6 @@ VERL = (
     verl_log.PATCH,
     verl_reward_model_extra.PATCH,
     verl_cpu_process_group.PATCH,
-    verl_cpu_critic_attention.PATCH,
+    verl_critic_attention.PATCH,
     verl_cpu_offload_policy.PATCH,
 )

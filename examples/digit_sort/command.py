@@ -6,16 +6,31 @@ from pathlib import Path
 
 from digit_sort import task
 from digit_sort.model import MAX_ANSWER
+from digit_sort.where import CPU, Setup
 
 BATCH = 128  # answers per step
-# Of the caller's environment: the first would take Ray its one "GPU", the second lead to another cluster.
-TAKEN_OUT = ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS")
 FP32 = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+VLLM = ("gpu_memory_utilization=0.2", "enforce_eager=True")  # a small model, and no time to compile it
 REWARD_FILE = Path(__file__).with_name("reward.py")
 
 
+def taken_out(setup: Setup) -> tuple[str, ...]:
+    """Return what the run shall not have of the caller's environment.
+
+    An address would lead to another Ray cluster. On the CPU, a list of visible GPUs would take Ray its one "GPU".
+    """
+    return ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS") if setup.device == "cpu" else ("RAY_ADDRESS",)
+
+
 def training_command(
-    estimator: str, steps: int, seed: int, answers: int, model: Path, data: tuple[Path, Path], out: Path
+    estimator: str,
+    steps: int,
+    seed: int,
+    answers: int,
+    model: Path,
+    data: tuple[Path, Path],
+    out: Path,
+    setup: Setup = CPU,
 ) -> list[str]:
     """Return verl's own command line for this task; hydra overrides appended to it win."""
     prompts = BATCH // answers
@@ -54,44 +69,50 @@ def training_command(
     ]
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
-        *(algorithm + rows + reward + _networks(model, seed, answers) + trainer + _machine()),
+        *(algorithm + rows + reward + _networks(model, seed, answers, setup) + trainer + _machine(setup)),
     ]
 
 
-def _networks(model: Path, seed: int, answers: int) -> list[str]:
-    """Return what concerns the models: the same tiny one as actor, reference and, if wanted, critic."""
+def _networks(model: Path, seed: int, answers: int, setup: Setup) -> list[str]:
+    """Return what concerns the models: the same small one as actor, reference and, if wanted, critic."""
     actor = "actor_rollout_ref.actor"
     rollout = "actor_rollout_ref.rollout"
     common = ["use_remove_padding=False", "enable_gradient_checkpointing=False"]
+    # verl's default is flash attention, which needs a GPU and a package of its own.
+    attention = "eager" if setup.device == "cpu" else "sdpa"
     return [
         f"actor_rollout_ref.model.path={_quoted(model)}",
         f"critic.model.path={_quoted(model)}",
         f"critic.model.tokenizer_path={_quoted(model)}",
         *(f"{role}.model.{one}" for role in ("actor_rollout_ref", "critic") for one in common),
-        # verl's default is flash attention, which needs a GPU.
-        "+actor_rollout_ref.model.override_config.attn_implementation=eager",
-        "+critic.model.override_config.attn_implementation=eager",
+        f"+actor_rollout_ref.model.override_config.attn_implementation={attention}",
+        f"+critic.model.override_config.attn_implementation={attention}",
         # One update on the whole batch per step. The interpolation follows a batch size given later on.
         f"{actor}.ppo_mini_batch_size=${{data.train_batch_size}}",
         f"{actor}.ppo_micro_batch_size_per_gpu={BATCH}",
-        f"{actor}.optim.lr=1e-3",
+        f"{actor}.optim.lr={setup.size.lr}",
         f"{actor}.fsdp_config.seed={seed}",
         f"critic.ppo_micro_batch_size_per_gpu={BATCH}",
-        "critic.optim.lr=3e-3",
-        f"{rollout}.name=hf",
+        f"critic.optim.lr={setup.size.critic_lr}",
+        f"{rollout}.name={setup.engine}",
         f"{rollout}.n={answers}",
         f"{rollout}.seed={seed}",
-        f"{rollout}.dtype=float32",
+        f"{rollout}.dtype={'float32' if setup.device == 'cpu' else 'bfloat16'}",
         f"{rollout}.tensor_model_parallel_size=1",
         f"{rollout}.max_num_seqs={BATCH}",
         f"{rollout}.log_prob_micro_batch_size_per_gpu={BATCH}",
         f"{rollout}.agent.num_workers=1",
         f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu={BATCH}",
+        *(f"{rollout}.{one}" for one in VLLM if setup.engine == "vllm"),
     ]
 
 
-def _machine() -> list[str]:
-    """Return what makes verl content with two processor cores and no GPU."""
+def _machine(setup: Setup) -> list[str]:
+    """Return what makes verl content with one GPU, or with two processor cores and none."""
+    # verl's default is bfloat16, which few processors compute with.
+    on_cpu = [f"+actor_rollout_ref.{role}.fsdp_config.mixed_precision={FP32}" for role in ("actor", "ref")]
+    on_cpu += [f"+critic.fsdp.mixed_precision={FP32}"]
+    # Compiling takes longer than all the steps.
     compilers = [
         "actor_rollout_ref.actor.use_torch_compile",
         "actor_rollout_ref.actor.fsdp_config.use_torch_compile",
@@ -100,10 +121,8 @@ def _machine() -> list[str]:
         "critic.fsdp.use_torch_compile",
     ]
     return [
-        # verl's default is bfloat16, which few processors compute with.
-        *(f"+actor_rollout_ref.{role}.fsdp_config.mixed_precision={FP32}" for role in ("actor", "ref")),
-        f"+critic.fsdp.mixed_precision={FP32}",
-        "trainer.device=cpu",
+        *(on_cpu if setup.device == "cpu" else []),
+        f"trainer.device={setup.device}",
         "trainer.nnodes=1",
         "trainer.n_gpus_per_node=1",
         "actor_rollout_ref.actor.strategy=fsdp2",
@@ -111,7 +130,7 @@ def _machine() -> list[str]:
         *(f"{one}=False" for one in compilers),
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
         "transfer_queue.backend.SimpleStorage.total_storage_size=10000",
-        # Ray counts "GPUs" and "CPUs" as tickets: verl asks for one of the first, for a dozen of the second.
+        # Ray counts GPUs and CPUs as tickets: verl asks for one of the first, for a dozen of the second.
         "+ray_kwargs.ray_init.num_gpus=1",
         "ray_kwargs.ray_init.num_cpus=16",
         "+ray_kwargs.ray_init.address=local",
@@ -125,7 +144,7 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def training_environment(scratch: Path, ray: Path, metrics: Path) -> dict[str, str]:
+def training_environment(scratch: Path, ray: Path, metrics: Path, setup: Setup = CPU) -> dict[str, str]:
     """Return what the run has in its environment beyond the caller's: every place to write is in ``scratch``.
 
     The folders are made, as some of those who use them do not.
@@ -142,9 +161,7 @@ def training_environment(scratch: Path, ray: Path, metrics: Path) -> dict[str, s
     }
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
-    return {name: str(place) for name, place in places.items()} | {
-        "VERL_PLATFORM": "cpu",
-        "VERL_ENGINE_DEVICE": "cuda",  # verl's name for "the FSDP engine"; nothing runs on a GPU
+    known = {name: str(place) for name, place in places.items()} | {
         "VERL_FILE_LOGGER_PATH": str(metrics),
         "HF_HUB_OFFLINE": "1",
         "HYDRA_FULL_ERROR": "1",
@@ -158,3 +175,14 @@ def training_environment(scratch: Path, ray: Path, metrics: Path) -> dict[str, s
         "TOKENIZERS_PARALLELISM": "false",
         "TQ_NUM_THREADS": "1",
     }
+    if setup.device == "cpu":
+        # "cuda" is verl's name for the FSDP engine; nothing runs on a GPU
+        return known | {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+    return (
+        known
+        | {
+            "VERL_PLATFORM": "nvidia",  # asked in a process that Ray lets see no GPU, verl would have to guess
+            "GLOO_SOCKET_IFNAME": "lo",  # one training process talks to itself, on a machine without a network as well
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
+    )

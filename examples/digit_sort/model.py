@@ -1,4 +1,4 @@
-"""The model: a Qwen2 of one layer that has half learned to sort, and its tokenizer.
+"""The model: a small Qwen2 that has half learned to sort, and its tokenizer.
 
 A model from nothing would never earn a reward to learn from. So it is first taught by examples, a third of
 whose digits are wrong: it knows what an answer looks like, is right on about half of the digits, and
@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from digit_sort.reward import compute_score
+from digit_sort.sizes import TINY, Size
 from digit_sort.task import DIGITS, answer_of, draw_digits, prompt_of
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
@@ -25,9 +26,7 @@ CHAT_TEMPLATE = (
 )
 MAX_ANSWER = DIGITS + 2  # room for an answer that is too long
 
-WARM_UP_STEPS = 250
 WARM_UP_BATCH = 128
-WARM_UP_LR = 3e-3
 WARM_UP_NOISE = 0.35  # share of digits in the examples that are drawn at random
 
 
@@ -50,15 +49,15 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int, size: Size = TINY) -> Qwen2ForCausalLM:
     """Return the untrained model; the weights depend on the seed alone."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -74,22 +73,25 @@ def warm_up(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     report: Callable[[int, int], None] = lambda step, steps: None,
+    size: Size = TINY,
 ) -> None:
-    """Teach the model on examples with wrong digits among them; ``report`` hears of each step."""
+    """Teach the model, on its device, by examples with wrong digits among them; ``report`` hears of each step."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_UP_LR, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.warm_up_lr, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _learning_rate(step, size.warm_up_steps)
+    )
     model.train()
     with _repeatable(seed):
-        for step in range(WARM_UP_STEPS):
-            ids, labels = _examples(tokenizer, rng)
+        for step in range(size.warm_up_steps):
+            ids, labels = (one.to(model.device) for one in _examples(tokenizer, rng))
             loss = model(input_ids=ids, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            report(step + 1, WARM_UP_STEPS)
+            report(step + 1, size.warm_up_steps)
     model.eval()
 
 
@@ -98,7 +100,8 @@ def sampled_reward(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, digits: list[str], seed: int
 ) -> float:
     """Return the mean reward of one sampled answer (temperature 1) to each of the tasks."""
-    prompts = torch.tensor([tokenizer(prompt_of(one))["input_ids"] for one in digits])
+    ids = [tokenizer(prompt_of(one))["input_ids"] for one in digits]
+    prompts = torch.tensor(ids, device=model.device)
     with _repeatable(seed):
         out = model.generate(
             input_ids=prompts,
@@ -113,12 +116,16 @@ def sampled_reward(
 
 
 def build(
-    folder: Path, seed: int, report: Callable[[int, int], None] = lambda step, steps: None
+    folder: Path,
+    seed: int,
+    report: Callable[[int, int], None] = lambda step, steps: None,
+    size: Size = TINY,
+    device: str = "cpu",
 ) -> Qwen2ForCausalLM:
-    """Make tokenizer and warmed-up model, save both in ``folder``, return the model."""
+    """Make tokenizer and warmed-up model, save both in ``folder``, return the model, which is on the device."""
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
-    warm_up(model, tokenizer, seed, report)
+    model = build_model(tokenizer, seed, size).to(device)
+    warm_up(model, tokenizer, seed, report, size)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -139,9 +146,9 @@ def _examples(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> tuple[t
     return ids, labels
 
 
-def _learning_rate(step: int) -> float:
+def _learning_rate(step: int, steps: int) -> float:
     """Rise for 50 steps, fall to a tenth over all of them."""
-    return min(1.0, (step + 1) / 50) * (1 - 0.9 * step / WARM_UP_STEPS)
+    return min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ They stay in the session the command was started in, though, and are its descend
 """
 
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ class ProcessTree:
             )
         self._known: set[psutil.Process] = set()
         self.peak_bytes = 0
+        self.device_bytes = 0
 
     def __enter__(self) -> "ProcessTree":
         return self
@@ -46,8 +48,9 @@ class ProcessTree:
             return None
 
     def measure(self) -> None:
-        """Look at the memory of all processes together, our own included, and keep the highest sum seen."""
+        """Look at the memory of all processes together, our own included, and of the GPU; keep the highest seen."""
         self.peak_bytes = max(self.peak_bytes, sum(map(_memory, {psutil.Process(), *self.alive()})))
+        self.device_bytes = max(self.device_bytes, device_memory())
 
     def alive(self) -> set[psutil.Process]:
         """Return the processes of this command that run now."""
@@ -84,6 +87,22 @@ class ProcessTree:
             return os.getsid(process.pid) == self._main.pid
         except OSError:
             return False  # ended, or another user's
+
+
+def device_memory() -> int:
+    """Return the bytes in use on the first NVIDIA GPU, by whatever process; 0 where there is none.
+
+    The driver's own tool is asked: a look through CUDA would itself take some hundred MiB of the GPU.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    ask = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return 0
+    first = answer.stdout.strip().partition("\n")[0]
+    return int(first) << 20 if answer.returncode == 0 and first.isdigit() else 0
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -24,6 +24,7 @@ from digit_sort.progress import Progress, describe_step  # noqa: E402
 # What needs torch, verl or psutil is imported in the functions: first comes the check that they are there.
 if TYPE_CHECKING:
     from digit_sort.processes import ProcessTree
+    from digit_sort.where import Setup
 
 DEFAULT_OUT = HERE.parents[1] / ".smoke"
 STEPS = 40
@@ -47,11 +48,12 @@ class SmokeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: verl's metrics per step, where the time went, the highest sum of memory."""
+    """What a run gave: verl's metrics per step, where the time went, the most memory seen, on the host and on the GPU."""
 
     rows: list[dict[str, Any]]
     seconds: dict[str, float]
     peak_bytes: int
+    device_bytes: int = 0
 
 
 def run(
@@ -93,19 +95,43 @@ def execute(
 ) -> Outcome:
     """Do what `run` describes and also tell where time and memory went."""
     out.mkdir(parents=True, exist_ok=True)
+    progress.show("importing torch and transformers")
+    model, data = build_assets(out, seed, progress)
+    outcome = train_in_verl(estimator, steps, out, overrides, seed, answers, model, data, progress)
+    report.plot({"verl": outcome.rows}, estimator, out / "reward.png")
+    shutil.rmtree(out / "scratch", ignore_errors=True)  # matplotlib has written there
+    return outcome
+
+
+def train_in_verl(
+    estimator: str,
+    steps: int,
+    out: Path,
+    overrides: Sequence[str],
+    seed: int,
+    answers: int,
+    model: Path,
+    data: tuple[Path, Path],
+    progress: Progress,
+    setup: "Setup | None" = None,
+) -> Outcome:
+    """Run verl in ``out``, which is there, from this model on this data.
+
+    Raises:
+        SmokeError: verl failed, or finished fewer steps than asked for.
+    """
+    from digit_sort.command import training_command, training_environment
+    from digit_sort.where import CPU
+
+    setup = setup or CPU
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     ray = ray_folder(scratch)
     try:
-        progress.show("importing torch and transformers")
-        from digit_sort.command import training_command, training_environment
-
-        model, data = build_assets(out, seed, progress)
-        command = [*training_command(estimator, steps, seed, answers, model, data, out), *overrides]
-        environment = training_environment(scratch, ray, out / "metrics.jsonl")
-        outcome = train(command, environment, out, steps, progress)
-        report.plot({"verl": outcome.rows}, estimator, out / "reward.png")
+        command = [*training_command(estimator, steps, seed, answers, model, data, out, setup), *overrides]
+        environment = training_environment(scratch, ray, out / "metrics.jsonl", setup)
+        outcome = train(command, environment, out, steps, progress, setup)
     finally:
         if ray != scratch:
             shutil.rmtree(ray, ignore_errors=True)
@@ -144,11 +170,14 @@ def train_in_trl(
     return rows
 
 
-def build_assets(out: Path, seed: int, progress: Progress) -> tuple[Path, tuple[Path, Path]]:
+def build_assets(
+    out: Path, seed: int, progress: Progress, setup: "Setup | None" = None
+) -> tuple[Path, tuple[Path, Path]]:
     """Write data, tokenizer and warmed-up model; return the model's path and those of both data files."""
     from transformers.utils import logging
 
     from digit_sort import model, task
+    from digit_sort.where import CPU
 
     logging.disable_progress_bar()  # it would run through our own line
 
@@ -157,33 +186,39 @@ def build_assets(out: Path, seed: int, progress: Progress) -> tuple[Path, tuple[
             progress.show(f"teaching the model by examples: step {step} of {steps}")
 
     data = task.write(out / "data", seed)
-    model.build(out / "model", seed, tell)
+    setup = setup or CPU
+    model.build(out / "model", seed, tell, setup.size, setup.device)
     return out / "model", data
 
 
 def train(
-    command: list[str], environment: dict[str, str], out: Path, steps: int, progress: Progress
+    command: list[str],
+    environment: dict[str, str],
+    out: Path,
+    steps: int,
+    progress: Progress,
+    setup: "Setup",
 ) -> Outcome:
     """Run the command, follow its metrics and its log, and end all its processes.
 
     ``environment`` is what the command gets beyond our own.
     """
-    from digit_sort.command import TAKEN_OUT
+    from digit_sort.command import taken_out
     from digit_sort.processes import ProcessTree
 
     metrics, log = out / "metrics.jsonl", out / "verl.log"
-    write_command(out / "command.sh", command, environment, TAKEN_OUT)
+    write_command(out / "command.sh", command, environment, taken_out(setup))
     metrics.write_text("")
     begin = progress.seconds
     progress.show("starting Ray")
-    inherited = {name: value for name, value in os.environ.items() if name not in TAKEN_OUT}
+    inherited = {name: value for name, value in os.environ.items() if name not in taken_out(setup)}
     with ProcessTree(command, inherited | environment, out, log) as tree:
         status, rows, first_step = follow(tree, metrics, log, steps, progress)
         progress.show("ending Ray")
     if status != 0 or len(rows) < steps:
         raise SmokeError(failure(status, len(rows), steps, log))
     seconds = {"assets": begin, "start-up": first_step - begin, "training": progress.seconds - first_step}
-    return Outcome(rows, seconds, tree.peak_bytes)
+    return Outcome(rows, seconds, tree.peak_bytes, tree.device_bytes)
 
 
 def follow(
@@ -319,7 +354,12 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-if __name__ == "__main__":
+def end_when_asked() -> None:
+    """Have a signal to end raise `KeyboardInterrupt`, on which everything is tidied up."""
     for one in ENDINGS:
         signal.signal(one, _interrupt)
+
+
+if __name__ == "__main__":
+    end_when_asked()
     sys.exit(main(sys.argv[1:]))

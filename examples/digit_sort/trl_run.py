@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from digit_sort import report, task
 from digit_sort.command import BATCH
 from digit_sort.model import MAX_ANSWER
 from digit_sort.reward import digits_in_place
+from digit_sort.where import CPU, Setup
 
 
 def unavailable(estimator: str) -> str | None:
@@ -33,6 +34,8 @@ def train(
     model: Path,
     out: Path,
     tell: Callable[[list[float]], None],
+    setup: Setup = CPU,
+    watch: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
 ) -> list[dict[str, Any]]:
     """Train and return the metrics of each step under verl's names, which the report reads.
 
@@ -46,6 +49,8 @@ def train(
         model: the folder of the model to begin with.
         out: the folder to write to.
         tell: hears of all rewards so far, once a step.
+        setup: device and learning rates.
+        watch: entered with the trainer while it trains.
     """
     with (
         (out / "trl.log").open("w") as log,
@@ -53,9 +58,10 @@ def train(
         redirect_stderr(log),
         warnings.catch_warnings(),
     ):
-        config = _config(estimator, steps, seed, answers, out / "trl")
+        config = _config(estimator, steps, seed, answers, out / "trl", setup)
         trainer = _trainer(config, model, tell)
-        trainer.train()
+        with watch(trainer):
+            trainer.train()
     rows = [as_verl_names(row) for row in trainer.state.log_history if "reward" in row]
     lines = [json.dumps({"step": row["step"], "data": row}) + "\n" for row in rows]
     (out / "trl_metrics.jsonl").write_text("".join(lines))
@@ -76,7 +82,7 @@ def as_verl_names(row: dict[str, Any]) -> dict[str, Any]:
     return {ours: row[theirs] for ours, theirs in names.items() if theirs in row}
 
 
-def _config(estimator: str, steps: int, seed: int, answers: int, out: Path) -> Any:
+def _config(estimator: str, steps: int, seed: int, answers: int, out: Path, setup: Setup) -> Any:
     from rl_estimators.registry import ADV_ESTIMATORS
     from rl_estimators.trl import EstimatorConfig
 
@@ -87,8 +93,8 @@ def _config(estimator: str, steps: int, seed: int, answers: int, out: Path) -> A
         num_generations=answers,
         beta=0.01,  # what follows is what digit_sort/command.py tells verl
         kl_in_reward=True,
-        learning_rate=1e-3,
-        **({"critic_learning_rate": 3e-3} if "values" in spec.required else {}),
+        learning_rate=setup.size.lr,
+        **({"critic_learning_rate": setup.size.critic_lr} if "values" in spec.required else {}),
         lr_scheduler_type="constant",
         per_device_train_batch_size=BATCH,
         max_completion_length=MAX_ANSWER,
@@ -98,8 +104,8 @@ def _config(estimator: str, steps: int, seed: int, answers: int, out: Path) -> A
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=setup.device == "cpu",
+        bf16=setup.device != "cpu",
         gradient_checkpointing=False,
     )
 

@@ -12,7 +12,10 @@ from rl_estimators.backends.rows import Rows, Scan, as_work, work_dtype
 
 __all__ = ["gae", "probe"]
 
-_BLOCK = 1024
+_LEAST, _BLOCK = (
+    128,
+    1024,
+)  # tokens at a time; fewer than a program has threads would only be copies of each other
 
 
 def gae(
@@ -32,7 +35,7 @@ def gae(
     triton_scan.gae_kernel[(rows,)](
         rewards, values, mask, end, advantages, targets, stats, length,
         rewards.stride(0), values.stride(0), mask.stride(0), float(gamma), float(decay),
-        BLOCK=min(_BLOCK, triton.next_power_of_2(length)),
+        BLOCK=min(_BLOCK, max(_LEAST, triton.next_power_of_2(length))),
     )  # fmt: skip
     written, number, *sums = stats.unbind(1)
     return Scan(advantages, targets, Rows(written > 0, number.long(), *sums))

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,10 @@ def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "examples"))
-        from digit_sort import model, task
+        from digit_sort import model, sizes, task
 
-        patch.setattr(model, "WARM_UP_STEPS", 5)  # it need not know anything
-        model.build(folder / MODEL, 0)
+        ignorant = replace(sizes.TINY, warm_up_steps=5)  # it need not know anything
+        model.build(folder / MODEL, 0, size=ignorant)
         digits = task.split(0)[0][:64]
     _as_classifiers(folder)
     # "solution" is what the reward function of TRL that the docs use asks for

@@ -49,6 +49,14 @@ ELSEWHERE = {  # command: the test that does the same
     "PYTHONPATH=$PWD VERL_USE_EXTERNAL_MODULES=my_estimator python examples/digit_sort/smoke.py --estimator centred": (
         "tests/verl/test_main_ppo.py::test_reinforce_pp_learns"
     ),
+    # they take a GPU, or half an hour: their options are checked by the same tests
+    "python3 examples/gpu/run.py --list": "tests/examples/test_gpu_pack.py::test_stages_are_chosen_by_name",
+    "python3 examples/gpu/run.py --stages install,doctor,tests,kernels,trl --budget 570": (
+        "tests/examples/test_gpu_pack.py::test_stages_shown_in_the_docs"
+    ),
+    "python3 examples/gpu/run.py --stages verl --budget 570": (
+        "tests/examples/test_gpu_pack.py::test_stages_shown_in_the_docs"
+    ),
     "pip install ./examples/own_estimator": "tests/docs/test_own_estimator.py::test_it_is_listed",
 }
 WRONG = (["algorithm.adv_estimator=reinforce_p", "..."], ["trainer.nodes=1"])  # the check can fail

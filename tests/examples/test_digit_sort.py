@@ -20,6 +20,7 @@ from digit_sort import command, model, report, requirements, smoke, task  # noqa
 from digit_sort.processes import ProcessTree  # noqa: E402
 from digit_sort.progress import Progress, describe_step  # noqa: E402
 from digit_sort.reward import compute_score  # noqa: E402
+from digit_sort.sizes import TINY  # noqa: E402
 
 sys.path.remove(EXAMPLES)
 
@@ -121,7 +122,7 @@ def test_same_seed_same_weights(built, tmp_path):
     assert first.state_dict().keys() == second.state_dict().keys()
     assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert steps == [(step + 1, model.WARM_UP_STEPS) for step in range(model.WARM_UP_STEPS)]
+    assert steps == [(step + 1, TINY.warm_up_steps) for step in range(TINY.warm_up_steps)]
 
 
 def test_other_seed_other_weights():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 import types
 import warnings
@@ -13,14 +14,14 @@ from rl_estimators import imports, patching
 from rl_estimators.patching import State
 
 NAMES = [
-    "verl_cpu_critic_attention",
+    "verl_critic_attention",
     "verl_cpu_offload_policy",
     "verl_cpu_process_group",
     "verl_trl_value_head",
     "verl_value_head_error",
 ]
 CPU = [name for name in NAMES if "_cpu_" in name]
-TRL = [name for name in NAMES if "_cpu_" not in name]
+TRL = ["verl_trl_value_head", "verl_value_head_error"]
 
 
 @pytest.fixture(params=NAMES)
@@ -99,6 +100,25 @@ def test_cpu_patches_are_for_the_cpu_platform_only(cpu_patch, platform, original
     monkeypatch.setenv("VERL_PLATFORM", platform)
     status, untouched, _ = original(load(cpu_patch))
     assert (status.state, untouched) == (State.UNNEEDED, True)
+
+
+@pytest.mark.parametrize(
+    ("platform", "installed", "state"),
+    [
+        ("cpu", True, State.APPLIED),  # installed or not, it does not run there
+        ("cpu", False, State.APPLIED),
+        ("nvidia", False, State.APPLIED),  # a GPU is not enough: flash-attention is a package of its own
+        ("", False, State.APPLIED),
+        ("nvidia", True, State.UNNEEDED),
+        ("", True, State.UNNEEDED),
+    ],
+)
+def test_the_critic_s_attention_is_mended_where_flash_attention_cannot_run(
+    platform, installed, state, original, monkeypatch
+):
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert original(load("verl_critic_attention"))[0].state is state
 
 
 @pytest.mark.parametrize("trl_patch", TRL)

@@ -3,6 +3,7 @@
 import importlib
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,8 @@ def digit_sort(module):
 
 def build(folder):
     """Save the tiny model and its tokenizer in ``folder``."""
-    model = digit_sort("model")
-    whole, model.WARM_UP_STEPS = model.WARM_UP_STEPS, WARM_UP_STEPS
-    try:
-        model.build(folder, 0)
-    finally:
-        model.WARM_UP_STEPS = whole
+    size = replace(digit_sort("sizes").TINY, warm_up_steps=WARM_UP_STEPS)
+    digit_sort("model").build(folder, 0, size=size)
 
 
 def rows(count=64, chat=False):

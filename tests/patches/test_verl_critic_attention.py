@@ -1,4 +1,4 @@
-"""verl's critic on the CPU platform takes its attention from the config."""
+"""verl's critic takes its attention from the config where flash-attention cannot run."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-patch_module = importlib.import_module("rl_estimators.patches.verl_cpu_critic_attention")
+patch_module = importlib.import_module("rl_estimators.patches.verl_critic_attention")
 
 LOAD = """
 import sys, torch, transformers, verl
@@ -25,7 +25,7 @@ print(type(critic).__name__, critic.config._attn_implementation, critic.dtype)
 
 
 def run(*arguments, **environment):
-    known = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    known = {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOAD, *map(str, arguments)],
         capture_output=True,
@@ -36,9 +36,10 @@ def run(*arguments, **environment):
 
 
 @pytest.mark.verl
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_config_decides(tmp_path, attention):
-    done = run(tmp_path, attention)
+@pytest.mark.parametrize(("platform", "attention"), [("cpu", "eager"), ("cpu", "sdpa"), ("nvidia", "sdpa")])
+def test_the_config_decides(tmp_path, platform, attention):
+    """With "nvidia" as on a GPU without flash-attention; loading a model asks for no device."""
+    done = run(tmp_path, attention, VERL_PLATFORM=platform)
     assert done.stdout.splitlines()[-1:] == [f"Qwen2ForTokenClassification {attention} torch.float32"], (
         done.stderr
     )
@@ -46,7 +47,7 @@ def test_the_config_decides(tmp_path, attention):
 
 @pytest.mark.verl
 def test_without_the_patch_flash_attention_is_asked_for(tmp_path):
-    done = run(tmp_path, "eager", RL_ESTIMATORS_DISABLE_PATCHES="verl_cpu_critic_attention")
+    done = run(tmp_path, "eager", VERL_PLATFORM="cpu", RL_ESTIMATORS_DISABLE_PATCHES="verl_critic_attention")
     assert "FlashAttention2" in done.stderr
 
 

@@ -1,17 +1,24 @@
-"""verl's critic insists on flash-attention 2, which runs on GPUs only.
+"""verl's critic insists on flash-attention 2, which runs on GPUs only and is a package of its own even there.
 
 The actor takes its attention from ``model.override_config.attn_implementation``, by way of the model's
 config. With this patch the critic does too: for the duration of verl's `load_valuehead_model`, the two model
-classes that it may load ignore the hard-coded argument, so the config decides.
+classes that it may load ignore the hard-coded argument, so the config decides. Where flash-attention can run, verl's
+critic is left as it is.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from rl_estimators.patching import Function, Patch
 
-from .verl_cpu_process_group import needed
+from .verl_cpu_process_group import needed as on_cpu
+
+
+def needed() -> bool:
+    """Whether flash-attention 2 cannot run: on the CPU platform, or because it is not installed."""
+    return on_cpu() or importlib.util.find_spec("flash_attn") is None
 
 
 @contextlib.contextmanager
@@ -49,7 +56,7 @@ def wrap(original: Function) -> Function:
 
 
 PATCH = Patch(
-    name="verl_cpu_critic_attention",
+    name="verl_critic_attention",
     distribution="verl",
     releases=">=0.9,<0.10",
     module="verl.utils.model",
