@@ -12,10 +12,8 @@ from rl_estimators.backends.rows import Rows, Scan, as_work, work_dtype
 
 __all__ = ["gae", "probe"]
 
-_LEAST, _BLOCK = (
-    128,
-    1024,
-)  # tokens at a time; fewer than a program has threads would only be copies of each other
+_BLOCK = 1024  # tokens at a time
+_LEAST = 128  # a program has as many threads: fewer tokens would only be copies of each other
 
 
 def gae(

@@ -518,7 +518,6 @@ def test_triton_s_kernel_in_its_interpreter():
 
 TRITON = """
 import torch
-from packaging.version import Version
 from rl_estimators import backends
 torch.manual_seed(0)
 for rows, length in ((3, 5), (4, 1500)):
