@@ -7,6 +7,7 @@
 # make against-upstream   our `compat` against the numbers of verl's and TRL's releases (minutes)
 # make bench   our kernels against verl's functions and a memory copy (minutes)
 # make fuzz    100,000 random batches through every estimator and loss (a quarter of an hour); CASES=1000 for fewer
+# make audit   known vulnerabilities of what we depend on directly (needs a network)
 # make load    10,000 estimates in one process: memory, threads (minutes)
 # make clean   remove everything that these made
 #
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load clean setup
+.PHONY: smoke test test-fast lint upstream upstream-tests trl-releases against-upstream bench fuzz load audit clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
@@ -55,6 +56,9 @@ fuzz: $(VENV)/.installed
 
 load: $(VENV)/.installed
 	$(BIN)/python benchmarks/load.py
+
+audit: $(VENV)/.installed
+	$(BIN)/python .ci/audit.py $(AUDIT)
 
 setup: $(VENV)/.installed
 

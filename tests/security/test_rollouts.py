@@ -62,9 +62,26 @@ def test_a_text_repeated_in_a_table_is_unpacked_in_parts(tmp_path, monkeypatch):
         '{"prompt": "p", "response": "r", "reward": true}\n',
         '{"prompt": "p", "response": ["a"], "token_level_rewards": [NaN]}\n',
         "\x00" * 1000 + "\n",
+        '{"prompt": "p", "response": "r", "reward": 1, "x": [' + "{}," * 2**20 + "1]}\n",
+        '{"prompt": "p", "response": "r", ' + ",".join(f'"rewar{n}": 1' for n in range(200_000)) + "}\n",
+        '{"prompt": "p", "response": "r", "rewar' + "d" * 5_000_000 + '": 1}\n',
         '{"prompt": "p", "response": "\\ud800", "reward": 1}\n',
     ],
-    ids=["lists", "objects", "digits", "exponent", "step", "long_step", "boolean", "nan", "nul", "surrogate"],
+    ids=[
+        "lists",
+        "objects",
+        "digits",
+        "exponent",
+        "step",
+        "long_step",
+        "boolean",
+        "nan",
+        "nul",
+        "brackets",
+        "keys",
+        "long_key",
+        "surrogate",
+    ],
 )
 def test_odd_lines_are_skipped_or_read_and_the_rest_with_them(tmp_path, capsys, line):
     path = write(tmp_path / "a.jsonl", ROW, line, {**ROW, "reward": 0})
