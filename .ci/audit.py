@@ -24,7 +24,15 @@ def main(options=()):
     with tempfile.TemporaryDirectory() as scratch:
         wanted, answer = Path(scratch, "direct.txt"), Path(scratch, "answer.json")
         wanted.write_text("".join(f"{name}=={release}\n" for name, release in releases.items()))
-        command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            "--no-deps",
+            "--disable-pip",
+            "--progress-spinner",
+            "off",
+        ]
         command += ["--requirement", str(wanted), "--format", "json", "--output", str(answer), *options]
         done = subprocess.run(command, capture_output=True, text=True)
         found = json.loads(answer.read_text())["dependencies"] if answer.exists() else None

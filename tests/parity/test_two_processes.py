@@ -45,7 +45,7 @@ def two(model, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(paths),
     }
     command = [sys.executable, *launch, str(HERE / "ranks.py"), str(model), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
