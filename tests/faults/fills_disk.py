@@ -30,7 +30,8 @@ def main():
         toy.train(critics.PPOTrainer, critics.config(disk, **SAVING), Path(model))
     except Exception as error:
         shutil.copytree(disk, kept)
-        print(type(error).__name__, " ".join(str(error).split()))
+        said = " ".join(str(error).split())
+        sys.stdout.write(f"{type(error).__name__} {said}\n")
 
 
 if __name__ == "__main__":
