@@ -91,7 +91,9 @@ def load(path: Path, source: str) -> Rollouts:
         InputError: it is damaged, lacks an input, holds objects, or its parts do not fit each other.
     """
     with path.open("rb") as file:
-        pickled = file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+        head = file.read(9)
+    # a header of safetensors may have a length of 0x80 and begins after its eight bytes
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"
     read = _read_pt if pickled or path.suffix == ".pt" else _read_safetensors
     tensors, texts = read(path, source)
     _check_plain(source, tensors)
