@@ -47,7 +47,10 @@ def test_a_text_repeated_in_a_table_is_unpacked_in_parts(tmp_path, monkeypatch):
     taken = pyarrow.total_allocated_bytes() - before
     assert taken < 16 * length  # all at once it is 64
     assert len(first().prompt) == length
-    assert 1 + sum(1 for _ in found) == rows
+    others = [read() for _, read in found]
+    assert len(others) == rows - 1
+    assert len({id(record.prompt) for record in others}) == 1
+    assert len({id(record.response[0][0]) for record in others}) == 1
 
 
 @pytest.mark.parametrize(
