@@ -10,6 +10,7 @@
 # make bench-gpu   the same on a CUDA device, and what makes the host wait; without one, a self-test on the CPU
 # make gpu-pack    the wheels that a GPU machine without a registry lacks, in .gpu-pack (examples/gpu)
 # make fuzz    100,000 random batches through every estimator and loss (a quarter of an hour); CASES=1000 for fewer
+# make audit   known vulnerabilities of what we depend on directly (needs a network)
 # make load    10,000 estimates in one process: memory, threads (minutes)
 # make clean   remove everything that these made
 #
@@ -21,7 +22,8 @@ BIN := $(VENV)/bin
 # Nothing of ours needs more threads than one, and both cores are busy as it is.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: smoke smoke-gpu test test-fast lint upstream upstream-tests trl-releases against-upstream bench bench-gpu gpu-pack fuzz load clean setup
+.PHONY: smoke smoke-gpu test test-fast lint upstream upstream-tests trl-releases against-upstream
+.PHONY: bench bench-gpu gpu-pack fuzz load audit clean setup
 
 smoke: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/smoke.py
@@ -67,6 +69,9 @@ fuzz: $(VENV)/.installed
 
 load: $(VENV)/.installed
 	$(BIN)/python benchmarks/load.py
+
+audit: $(VENV)/.installed
+	$(BIN)/python .ci/audit.py $(AUDIT)
 
 setup: $(VENV)/.installed
 

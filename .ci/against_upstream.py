@@ -67,7 +67,7 @@ numbers at masked positions, and with 0 there. TRL's trainers get the cases' sco
 WRONG = """
 Every case that does not agree, and every one in which upstream agrees with `compat` and not with the definition, is one of
 these. The numbers are of the one that is furthest from the definition, at the token where it is. "Ours" is what you get
-without `compat`.
+without `compat`. A blank: upstream raised an error, or the case is beside the golden ones and `compat` was not asked.
 """
 
 

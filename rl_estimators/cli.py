@@ -54,9 +54,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _printable(message: str) -> str:
     """A message may quote a file's name or content, which must not command the terminal; its own lines stay."""
-    from rl_estimators.files.plain import escaped
+    from rl_estimators.files.plain import MOST, clip
 
-    return "\n".join(map(escaped, message.split("\n")))
+    return "\n".join(clip(line, MOST) for line in message.split("\n"))
 
 
 def _module(name: str) -> Any:

@@ -5,8 +5,12 @@ from collections.abc import Iterable
 
 __all__ = ["did_you_mean"]
 
+_LONGEST = 200  # characters: no name that is known is near a longer word, and to compare them would take long
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'gae'?`` with a leading space, or nothing when nothing is close."""
+    if len(word) > _LONGEST:
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

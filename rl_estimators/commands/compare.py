@@ -22,7 +22,7 @@ from rl_estimators.compare.weights import Weights
 from rl_estimators.compare.words import Words
 from rl_estimators.errors import InputError
 from rl_estimators.files.outputs import write
-from rl_estimators.files.plain import escaped
+from rl_estimators.files.plain import MOST, clip, escaped
 from rl_estimators.modules import load_module
 
 __all__ = ["add_arguments", "run"]
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
             )
     finally:
         for line in problems.lines():
-            print(f"rl-estimators compare: {escaped(line)}", file=sys.stderr)
+            print(f"rl-estimators compare: {clip(line, MOST)}", file=sys.stderr)
     _write(outputs, options, summaries, kept.comparisons, problems)
     _print(summaries, options)
     return 0

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl_estimators.backends.rows import blocks
+from rl_estimators.compare.packed import BLOCK
 from rl_estimators.masked import as_mask
 
 __all__ = ["per_response", "rank_matrix", "sign_disagreement", "signal"]
@@ -31,8 +33,13 @@ def per_response(advantages: Tensor, mask: Tensor) -> Tensor:
         ``(B,)`` in float64.
     """
     valid = as_mask(mask)
-    if not valid.shape[-1]:
+    if not valid.numel():
         return torch.zeros(len(valid), dtype=torch.float64)
+    shape = (len(valid), valid.shape[-1])
+    return torch.cat([_means(advantages[rows], valid[rows]) for rows in blocks(shape, BLOCK)])
+
+
+def _means(advantages: Tensor, valid: Tensor) -> Tensor:
     numbers = torch.where(valid, advantages, 0).double()
     first = numbers.gather(-1, valid.int().argmax(-1, keepdim=True))
     shifted = torch.where(valid, numbers - first, 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rl_estimators.compare.overall import Overall, Row, add_up
 from rl_estimators.compare.summary import Contested, Prompt, Summary
-from rl_estimators.files.plain import clip, clip_middle, escaped, pad, width
+from rl_estimators.files.plain import MOST, clip, clip_middle, escaped, pad, width
 
 __all__ = ["report"]
 
@@ -90,7 +90,8 @@ def _notes(summaries: Sequence[Summary]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for summary in summaries:
         for note in summary.rollouts.notes:
-            counts[escaped(note)] = counts.get(escaped(note), 0) + 1
+            told = clip(note, MOST)
+            counts[told] = counts.get(told, 0) + 1
     return counts
 
 

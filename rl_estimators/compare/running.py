@@ -10,6 +10,7 @@ from torch import Tensor
 from rl_estimators.calls import estimate
 from rl_estimators.compare.choices import Choice
 from rl_estimators.compare.model import Comparison, Rollouts
+from rl_estimators.compare.packed import Packed
 from rl_estimators.errors import EstimatorError, InputError
 from rl_estimators.fields import FIELDS
 from rl_estimators.masked import as_mask
@@ -29,7 +30,7 @@ def compare(rollouts: Rollouts, choices: Sequence[Choice]) -> Comparison:
     Raises:
         InputError: an estimator that runs without the options it was given does not run with them.
     """
-    advantages: dict[str, Tensor] = {}
+    advantages = Packed(rollouts.inputs["response_mask"])
     not_run: dict[str, str] = {}
     excluded: dict[str, int] = {}
     for choice in choices:
@@ -40,14 +41,16 @@ def compare(rollouts: Rollouts, choices: Sequence[Choice]) -> Comparison:
                 meanings = "; ".join(f"{name}, {FIELDS[name].meaning}" for name in lacking)
                 not_run[choice.label] = f"the rollouts lack {meanings}"
                 continue
-            advantages[choice.label], excluded[choice.label] = _run(choice, spec, rollouts)
+            found, excluded[choice.label] = _run(choice, spec, rollouts)
+            advantages.keep(choice.label, found)
         except EstimatorError as error:
             if choice.options and _runs_without_options(choice, rollouts):
                 raise InputError(f"--estimators {choice.label}: {error}") from error
             not_run[choice.label] = str(error)
     notes = [*rollouts.notes, *_not_finite(advantages, rollouts.inputs["response_mask"])]
     if rollouts.logged is not None:
-        advantages[LOGGED], excluded[LOGGED] = _logged(rollouts.logged, rollouts.inputs["response_mask"])
+        found, excluded[LOGGED] = _logged(rollouts.logged, rollouts.inputs["response_mask"])
+        advantages.keep(LOGGED, found)
     return Comparison(replace(rollouts, notes=notes), advantages, not_run, excluded)
 
 

@@ -21,6 +21,7 @@ reward is needed, all else may be left out. What else a line has is not read, an
 """
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _SHORT = {
     "reward_baseline": "reward_baselines",
     "bootstrap_value": "bootstrap_values",
 }
+_NAMED = 20  # a line may have any number of keys
 _REWARDS = ("reward", "token_level_rewards", "reward_components")
 _OTHER = ("prompt", "uid", "response", "reward", "reward_components", "step")
 _TOKENS = {name for name, field in FIELDS.items() if field.dims == ("B", "T")}
@@ -59,7 +61,8 @@ def parse(row: Mapping[str, Any], place: str) -> Record:
     """
     row = _long_names(row)
     if not any(name in row for name in _REWARDS):
-        near = next(filter(None, (did_you_mean(name, _REWARDS) for name in row if not known(name))), "")
+        others = islice((name for name in row if not known(name)), _NAMED)
+        near = next(filter(None, (did_you_mean(name, _REWARDS) for name in others)), "")
         raise InputError(f"it has none of {', '.join(_REWARDS)}.{near}")
     if "reward" in row and "token_level_rewards" in row:
         raise InputError("it has both reward and token_level_rewards; keep one")

@@ -16,17 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_estimators.compare import values
 from rl_estimators.compare.limits import MOST_CELLS, MOST_TOKENS, check_size
 from rl_estimators.compare.model import Rollouts
 from rl_estimators.compare.schema import PLACEHOLDER
 from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS, as_index, check
+from rl_estimators.files.lines import Wording, json_object
 from rl_estimators.hints import did_you_mean
 from rl_estimators.masked import as_mask
 
 __all__ = ["load", "save"]
 
 _KEY = "rl_estimators"
+_MOST_TENSORS = 1000
+_NAMED = 20
 _MOST_METADATA = 90 * 2**20  # safetensors refuses a header of more than 100 MB
 _TEXTS = ("step", "prompts", "pieces", "index")
 _FIELDS = [name for name, field in FIELDS.items() if field.dims]
@@ -69,6 +73,7 @@ def save(
     if "index" in inputs and not isinstance(inputs["index"], Tensor):
         texts["index"] = as_index(inputs.pop("index")).tolist()
     texts = {name: value for name, value in texts.items() if value is not None}
+    _step(str(path), texts)
     _check_texts(str(path), texts, inputs["response_mask"].shape)
     tensors = {name: value.detach().cpu().contiguous() for name, value in inputs.items()}
     part = path.with_name(path.name + ".part")
@@ -86,18 +91,22 @@ def load(path: Path, source: str) -> Rollouts:
         InputError: it is damaged, lacks an input, holds objects, or its parts do not fit each other.
     """
     with path.open("rb") as file:
-        pickled = file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+        head = file.read(9)
+    # a header of safetensors may have a length of 0x80 and begins after its eight bytes
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"
     read = _read_pt if pickled or path.suffix == ".pt" else _read_safetensors
     tensors, texts = read(path, source)
     _check_plain(source, tensors)
     inputs: dict[str, Any] = {name: value for name, value in tensors.items() if name in _FIELDS}
-    unread = [f"not read: {name}.{did_you_mean(name, _FIELDS)}" for name in tensors if name not in _FIELDS]
+    others = [name for name in tensors if name not in _FIELDS][:_NAMED]
+    unread = [f"not read: {name}.{did_you_mean(name, _FIELDS)}" for name in others]
     if "index" in texts:
         inputs["index"] = _index(source, texts)
     check(source, inputs, ("token_level_rewards", "response_mask"))
     shape = inputs["response_mask"].shape
+    step = _step(source, texts)
+    check_size(source, step, *shape)
     _check_texts(source, texts, shape)
-    check_size(source, texts.get("step"), *shape)
     notes = list(unread)
     if "index" not in inputs:
         named = all(prompt is not None for prompt in texts.get("prompts", [None]))
@@ -106,7 +115,7 @@ def load(path: Path, source: str) -> Rollouts:
             notes.append("without index and prompts each response is a group of its own")
     return Rollouts(
         source=source,
-        step=texts.get("step"),
+        step=step,
         prompts=texts.get("prompts", [None] * shape[0]),
         pieces=texts["pieces"] if "pieces" in texts else _placeholders(inputs["response_mask"]),
         exact=True,
@@ -130,27 +139,39 @@ def _index(source: str, texts: Mapping[str, Any]) -> "np.ndarray[Any, Any]":
     return as_index(index)
 
 
+def _step(source: str, texts: Mapping[str, Any]) -> int | None:
+    try:
+        return values.step_number(texts)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
 def _check_texts(source: str, texts: Mapping[str, Any], shape: Sequence[int]) -> None:
-    """What stands beside the tensors fits them."""
-    step, prompts, pieces = (texts.get(name) for name in ("step", "prompts", "pieces"))
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
-        raise InputError(f"{source}: step is {step!r}, expected a whole number")
-    if prompts is not None and not _texts(prompts, optional=True):
+    """What stands beside the tensors fits them.
+
+    Sizes come first: a list that stands in another a million times takes little room in a pickle, and long to look through.
+    """
+    prompts, pieces = texts.get("prompts"), texts.get("pieces")
+    if prompts is not None and not isinstance(prompts, list):
         raise InputError(f"{source}: prompts is no list of texts")
-    if pieces is not None and not (isinstance(pieces, list) and all(_texts(own) for own in pieces)):
+    if pieces is not None and not (isinstance(pieces, list) and all(isinstance(own, list) for own in pieces)):
         raise InputError(f"{source}: pieces is no list of lists of texts")
     for name in ("prompts", "pieces"):
         if texts.get(name) is not None and len(texts[name]) != shape[0]:
             raise InputError(f"{source}: {name} has {len(texts[name])} entries for {shape[0]} responses")
     if pieces and max(map(len, pieces)) > shape[1]:
         raise InputError(f"{source}: pieces has {max(map(len, pieces))} texts for {shape[1]} tokens")
+    if prompts and not _texts(prompts, optional=True):
+        raise InputError(f"{source}: prompts is no list of texts")
+    if pieces and not all(map(_texts, pieces)):
+        raise InputError(f"{source}: pieces is no list of lists of texts")
     if len(shape) == 2 and shape[1] > MOST_TOKENS:
         raise InputError(f"{source}: {shape[1]:,} tokens in a response, more than {MOST_TOKENS:,}")
 
 
-def _texts(value: Any, optional: bool = False) -> bool:
+def _texts(value: list[Any], optional: bool = False) -> bool:
     kinds = (str, type(None)) if optional else (str,)
-    return isinstance(value, list) and all(isinstance(entry, kinds) for entry in value)
+    return all(isinstance(entry, kinds) for entry in value)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, Any]) -> None:
@@ -184,6 +205,12 @@ def _check_plain(source: str, tensors: Mapping[str, Tensor]) -> None:
                 f"{source}: {name} has shape {tuple(tensor.shape)}, more than {MOST_CELLS:,} numbers; save fewer "
                 "responses in a file"
             )
+        held = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() > held:
+            raise InputError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, more than the {held:,} bytes it has hold: it repeats "
+                "some; save it as .contiguous()"
+            )
 
 
 def _read_pt(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -196,7 +223,7 @@ def _read_pt(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]
             f"{source}: it holds objects that only unpickling restores, which may run any code: it is not read. Save its "
             "tensors with rl_estimators.compare.save"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # in a file made by hand anything may fail, memory and recursion too
         raise InputError(f"{source}: no whole file of torch.save: {_first_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise InputError(
@@ -219,6 +246,8 @@ def _check_zip(path: Path, source: str) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise InputError(f"{source}: no file of torch.save: its parts are compressed")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise InputError(f"{source}: no file of torch.save: its parts lie upon each other")
 
 
 def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -228,16 +257,16 @@ def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Tensor], dict[
         raise InputError(f"{source}: reading it {_INSTALL}") from None
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = list(file.keys())
+            if len(names) > _MOST_TENSORS:
+                raise InputError(f"{source}: {len(names):,} tensors, more than {_MOST_TENSORS:,}")
+            tensors = {name: file.get_tensor(name) for name in names}
             metadata = (file.metadata() or {}).get(_KEY, "{}")
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{source}: no whole safetensors file: {_first_line(error)}") from error
-    try:
-        texts = json.loads(metadata)
-    except (ValueError, RecursionError):
-        texts = None
-    if not isinstance(texts, dict):
-        raise InputError(f"{source}: the metadata {_KEY!r} is no JSON object")
+    texts = json_object(metadata.encode(), Wording(), first=False)
+    if isinstance(texts, str):
+        raise InputError(f"{source}: the metadata {_KEY!r} is no JSON object: {texts}")
     return tensors, {name: value for name, value in texts.items() if name in _TEXTS and value is not None}
 
 

@@ -36,6 +36,7 @@ def rows(path: Path, source: str, weights: Weights) -> Iterator[tuple[str, Calla
     """
     parquet = _open(path, source)
     names = _reward_names(parquet.schema_arrow, source, weights)
+    texts: dict[str, str] = {}  # a text that the file holds once is kept once, in however many rows it stands
     columns = [name for name in _OWN if name in parquet.schema_arrow.names] + names
     try:
         number = 0
@@ -44,7 +45,7 @@ def rows(path: Path, source: str, weights: Weights) -> Iterator[tuple[str, Calla
             for row in batch.to_pylist():
                 number += 1
                 place = f"{source}, row {number}"
-                yield place, partial(_record, row, place, names)
+                yield place, partial(_record, row, place, names, texts)
     except (OSError, ValueError, MemoryError) as error:  # pyarrow's own errors derive from these
         raise InputError(f"{source}: damaged: {error}") from error
 
@@ -134,14 +135,15 @@ def _is_list(kind: Any) -> bool:
     return bool(whole and pyarrow.types.is_struct(kind.value_type))
 
 
-def _record(row: dict[str, Any], place: str, names: list[str]) -> Record:
-    prompt, apart = conversation.prompt_of(row["prompt"])
+def _record(row: dict[str, Any], place: str, names: list[str], texts: dict[str, str]) -> Record:
+    prompt, apart = (text and texts.setdefault(text, text) for text in conversation.prompt_of(row["prompt"]))
+    said = conversation.parts(row["completion"], "completion")
     return Record(
         place=place,
         step=values.step_number(row),
         prompt=prompt,
         group=apart,
-        response=conversation.parts(row["completion"], "completion"),
+        response=tuple((texts.setdefault(text, text), written) for text, written in said),
         components={name: values.number(row, name) for name in names},
         logged=values.number(row, "advantage") if "advantage" in row else None,
     )

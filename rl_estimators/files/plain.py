@@ -3,7 +3,9 @@
 import re
 import unicodedata
 
-__all__ = ["clip", "clip_middle", "escaped", "pad", "width"]
+__all__ = ["MOST", "clip", "clip_middle", "escaped", "pad", "width"]
+
+MOST = 4000  # columns of one message: a name in a file made by hand may have millions of signs
 
 # Controls may move the cursor or recolour the screen, direction marks reorder what stands there, others are not to be seen.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

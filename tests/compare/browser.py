@@ -55,8 +55,8 @@ def chromium(folder, width=1280, height=900):
     session = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     try:
         session.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})  # as if in front
-        session.set_page_load_timeout(60)
-        session.set_script_timeout(60)
+        session.set_page_load_timeout(180)
+        session.set_script_timeout(180)
         yield session
     finally:
         session.quit()
@@ -83,7 +83,7 @@ def requests_of(driver, page):
 
     The browser's own first tab, with its ``chrome://`` addresses, may still be loading.
     """
-    urls, end = [], time.monotonic() + 20
+    urls, end = [], time.monotonic() + 60
     while page not in urls and time.monotonic() < end:
         events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]

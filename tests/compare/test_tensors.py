@@ -83,6 +83,16 @@ class TestRoundTrip:
         )
         assert torch.equal(read(path).inputs["old_log_probs"], both[:, 3:])
 
+    def test_a_header_of_any_length(self, tmp_path):
+        """Its length comes first, and 0x80 there is how a pickle begins."""
+        pytest.importorskip("safetensors")
+        path, first = tmp_path / "a.safetensors", set()
+        for number in range(0, 300, 8):
+            save(path, token_level_rewards=REWARDS, response_mask=MASK, prompts=["p" * number, "q"])
+            first.add(path.read_bytes()[0])
+            assert read(path).prompts[0] == "p" * number
+        assert 0x80 in first
+
     def test_inputs_stay_as_they_are(self, path):
         given = REWARDS.clone().requires_grad_()
         save(path, token_level_rewards=given, response_mask=MASK)

@@ -543,7 +543,7 @@ for rows, length in ((3, 5), (4, 1500)):
 def test_a_child_makes_its_own_threads():
     """A data loader forks its workers, and threads do not come along: who waits for them waits for ever."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, env=environment, timeout=400)
 
 
 FORK = """

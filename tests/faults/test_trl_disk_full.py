@@ -1,7 +1,11 @@
 """The disk is full while a checkpoint is written: an error, the one before is whole, and a run from it is exact."""
 
 import hashlib
+import os
 import resource
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -9,21 +13,21 @@ pytestmark = pytest.mark.trl
 pytest.importorskip("trl")
 
 import test_critic_checkpoint as checkpoints  # noqa: E402
-import torch  # noqa: E402
 import toy  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
+from faults import fills_disk  # noqa: E402
 from rl_estimators.errors import CheckpointError, InputError  # noqa: E402
 from rl_estimators.trl import EstimatorConfig, EstimatorTrainer  # noqa: E402
 
 FULL = r"{} cannot be written \(.+\): the disk may be full; make room, and resume from the last whole"
-SAVING = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
+SAVING = fills_disk.SAVING
 
 
 class FullFrom(TrainerCallback):
     """From a step on no file gets longer than ``size`` bytes: what the system calls answer is an error.
 
-    Stands in for a full disk, which a test cannot make without rights; the writers see the same kind of failure.
+    Stands in for a full disk where a test has no rights to make one; the writers see the same kind of failure.
     """
 
     def __init__(self, step, size):
@@ -98,29 +102,48 @@ def test_full_while_the_critic_is_written(tiny, tmp_path, whole, hit):
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-6"}
 
 
-def test_full_while_the_policy_is_written(tiny, tmp_path, whole, monkeypatch):
-    """The critic is there, the policy's optimizer is not: the checkpoint does not count."""
-    run = tmp_path / "run"
-    trainer = checkpoints.make(run, tiny, **SAVING)
-    original = torch.save
+def on_a_disk(size, folder, *command):
+    """Run a command that has a disk of so many bytes at ``folder``; skip where that is not allowed."""
+    mount = 'mount -t tmpfs -o size="$0" none "$1" && shift && exec "$@"'
+    disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(size), str(folder)]
+    if not shutil.which("unshare") or subprocess.run([*disk, "true"], capture_output=True).returncode:
+        pytest.skip("no rights to mount a disk")
+    return subprocess.run(
+        [*disk, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
 
-    def save(state, file, *args, **kwargs):
-        if str(file).endswith("checkpoint-4/optimizer.pt"):
-            raise OSError(28, "No space left on device", str(file))
-        return original(state, file, *args, **kwargs)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", save)
-        with pytest.raises(OSError, match="No space left on device"):
-            trainer.train()
-    assert (run / "checkpoint-4" / "critic" / "optimizer.pt").is_file()
+def room(sizes):
+    """What files of these sizes take on such a disk: whole pages, and one for each folder."""
+    return sum(-(-size // 4096) * 4096 for size in sizes) + 16 * 4096
+
+
+@pytest.mark.parametrize("hit", ["critic", "policy"])
+def test_a_disk_that_is_full(tiny, tmp_path, whole, hit):
+    """A real one: room for a checkpoint, and for half of the next critic or of the next policy's optimizer."""
+    expected, size = whole
+    critics = [size[name] for name in size if name.startswith("critic/")]
+    second = [size["critic/model.safetensors"], size["critic/optimizer.pt"] // 2]
+    if hit == "policy":
+        second = [*critics, size["model.safetensors"], size["optimizer.pt"] // 2]
+    disk, kept = tmp_path / "disk", tmp_path / "run"
+    disk.mkdir()
+    command = [sys.executable, fills_disk.__file__, tiny, disk, kept]
+    done = on_a_disk(room([*size.values(), *second]), disk, *command)
+    assert done.returncode == 0, done.stderr
+    error = done.stdout.splitlines()[-1]
+    assert error.startswith("CheckpointError ") == (hit == "critic"), error
+    assert (kept / "checkpoint-4" / "critic" / "optimizer.pt").is_file() == (hit == "policy")
     with pytest.raises(
-        InputError, match=r"checkpoint-4 .*no trainer_state.json.*resume from .*checkpoint-2$"
+        InputError, match=r"checkpoint-4 cannot be resumed from: .*; resume from .*checkpoint-2$"
     ):
-        checkpoints.make(run, tiny, **SAVING).train(resume_from_checkpoint=True)
-    resumed = checkpoints.make(run, tiny, **SAVING)
-    resumed.train(resume_from_checkpoint=str(run / "checkpoint-2"))
-    checkpoints.equal(checkpoints.everything(resumed), whole[0])
+        checkpoints.make(kept, tiny, **SAVING).train(resume_from_checkpoint=True)
+    resumed = checkpoints.make(kept, tiny, **SAVING)
+    resumed.train(resume_from_checkpoint=str(kept / "checkpoint-2"))
+    checkpoints.equal(checkpoints.everything(resumed), expected)
 
 
 def test_without_a_critic_it_is_the_trainers_own_error(tiny, tmp_path):

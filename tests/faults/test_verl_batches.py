@@ -86,3 +86,21 @@ def test_one_nan_log_probability_costs_a_step(monkeypatch, capsys, bad):
     assert math.isfinite(norm) != bad
     assert torch.equal(model.weight, before) == bad
     assert ("WARN: grad_norm is not finite" in capsys.readouterr().out) == bad
+
+
+@pytest.mark.parametrize("name", list_adv_est())
+def test_every_response_is_cut_off(name):
+    """verl has no column of that: with one, each goes on with the critic's value after its last token; no reward is lost."""
+    tensors, columns = verl_side.batch(name)
+    tensors["truncated"] = torch.ones(recorded.ROWS, dtype=torch.bool)
+    tensors["bootstrap_values"] = torch.tensor(recorded.AFTER)
+    advantages, targets = verl_side.advantages(name, given=(tensors, columns))
+    assert advantages.isfinite().all()
+    assert advantages.any()
+    usual, _ = verl_side.advantages(name)
+    read = ADV_ESTIMATORS.spec(name).asks_for("truncated")
+    assert torch.equal(advantages, usual) != read
+    if name == "gae":
+        row, last = 0, recorded.LENGTHS[0] - 1
+        wanted = recorded.rewards()[row, last] + recorded.GAMMA * recorded.AFTER[row]
+        assert float(targets[row, last]) == pytest.approx(float(wanted), rel=1e-6)

@@ -35,7 +35,7 @@ def run(code, path, **env):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", **env},
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -140,7 +140,7 @@ def test_a_ray_worker_whose_environment_lacks_the_package(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "HOME": short, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"},
-            timeout=400,
+            timeout=900,
         )
     [estimator], [policy], [value] = (lines(result, word) for word in ("ESTIMATOR", "POLICY", "VALUE"))
     assert "Unknown advantage estimator simply: rle_grpo" in estimator

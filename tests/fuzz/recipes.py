@@ -85,20 +85,25 @@ class Builder:
         return self._laid_out(torch.from_numpy(self.mask).to(MASK_DTYPES[self.recipe.mask_dtype]))
 
     def numbers(self, shape):
-        """Of the recipe's kind, scale and offset."""
+        """Of the recipe's kind, scale and offset.
+
+        All but the normal ones are numbers of fp32, in fp64 too: a row of them adds up without rounding, so that what
+        is equal is equal in whatever order it was added. Of numbers with 53 bits that is not promised.
+        """
         r = self.recipe
         drawn = self.random.normal(size=shape)
         if r.kind == "zero":
             return np.zeros(shape)
         if r.kind == "equal":
-            return np.full(shape, 0.7 * r.scale + r.offset)
+            return np.full(shape, 0.7 * r.scale + r.offset, np.float32)
         if r.kind == "binary":
             drawn = drawn > 0
         elif r.kind == "ties":
             drawn = np.round(drawn)
         elif r.kind == "terminal" and len(shape) == 2:
             drawn = drawn * (np.arange(shape[1]) == shape[1] - 1)
-        return drawn * r.scale + r.offset
+        numbers = drawn * r.scale + r.offset
+        return numbers if r.kind == "normal" else numbers.astype(np.float32)
 
     def tensor(self, numbers, per="token"):
         """With garbage where nothing counts, in one of the recipe's dtypes and its layout.

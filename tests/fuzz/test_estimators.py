@@ -58,14 +58,15 @@ def same(one, other):
 def rounding(name, inputs, mask, given_options, results):
     r"""How far two correct results may be apart: their rounding errors, times what the estimator makes of such.
 
-    What is computed on the way is known to eps times the largest number of all inputs, token by token. The estimator is
-    asked in fp64 how much its output moves when each number in its inputs moves by some eps of that; the bound is a
-    number of operations times that, and as many roundings of the output itself. Where a rounding decides, as between
-    scores that are equal or not, the answer is much, and nothing is asked of the two.
+    What is computed on the way is known to some eps of the largest number of all inputs, token by token. The estimator
+    is asked in fp64 how much its output moves when each number in its inputs moves by as much; the bound is a multiple of
+    that, and of the roundings of the output itself. Where a rounding decides, as between scores that are equal or not,
+    the answer is much, and nothing is asked of the two.
     """
     wide = {key: x.double() if _is_numbers(key, x) else x for key, x in inputs.items()}
     eps = torch.finfo(results[0].dtype).eps
-    most = 4 * eps * max(_largest(x) for key, x in wide.items() if _is_numbers(key, x))
+    operations = 4 + mask.shape[1]
+    most = 2 * operations * eps * max(_largest(x) for key, x in wide.items() if _is_numbers(key, x))
     still = run(name, wide, given_options, "torch")
     moved, draw = [0.0, 0.0], torch.Generator().manual_seed(0)
     for _ in range(2):
@@ -74,9 +75,9 @@ def rounding(name, inputs, mask, given_options, results):
             other["token_level_rewards"] = other["token_level_rewards"].clamp(min=0)
         after = run(name, other, given_options, "torch")
         moved = [max(m, float((x - y).abs().max())) for m, x, y in zip(moved, still, after, strict=True)]
-    operations, smallest = 4 * (4 + mask.shape[1]), torch.finfo(results[0].dtype).tiny
+    smallest = torch.finfo(results[0].dtype).tiny
     return [
-        operations * (move + eps * float(x.abs().max()) + smallest)
+        8 * (move + operations * (eps * float(x.abs().max()) + smallest))
         for move, x in zip(moved, results, strict=True)
     ]
 

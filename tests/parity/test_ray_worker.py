@@ -32,7 +32,7 @@ def worker(tmp_path_factory):
     with tempfile.TemporaryDirectory(prefix="rle") as short:  # Ray's sockets allow 107 characters
         command = [sys.executable, str(HERE / "in_ray.py"), str(file), short]
         done = subprocess.run(
-            command, env={**environment, "HOME": short}, capture_output=True, text=True, timeout=400
+            command, env={**environment, "HOME": short}, capture_output=True, text=True, timeout=900
         )
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(file, weights_only=True)

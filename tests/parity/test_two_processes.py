@@ -45,7 +45,7 @@ def two(model, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(paths),
     }
     command = [sys.executable, *launch, str(HERE / "ranks.py"), str(model), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -77,7 +77,7 @@ def test_the_processes_were_of_unequal_width(two):
 @pytest.mark.parametrize("framework", ["verl", "trl"])
 @pytest.mark.parametrize("name", [*list_policy_loss(), *list_value_loss()])
 def test_losses_and_gradients(two, framework, name):
-    """Averaged over the processes they are the whole batch's; 2e-6 for sums of 44 numbers in another order.
+    """Averaged over the processes they are the whole batch's; 1e-6 for sums of 44 numbers in another order.
 
     The losses that choose tokens among those at hand choose others on half of the rows: there the frameworks agree.
     """
@@ -91,5 +91,5 @@ def test_losses_and_gradients(two, framework, name):
             wanted = torch.cat([torch.tensor([loss]), gradient.flatten()])
         scale = float(wanted[1:].abs().max())
         assert scale > 1e-3
-        torch.testing.assert_close(mine[1:], wanted[1:], rtol=0, atol=2e-6 * scale)
-        torch.testing.assert_close(mine[0], wanted[0], rtol=0, atol=2e-6 * scale * recorded.TOKENS)
+        torch.testing.assert_close(mine[1:], wanted[1:], rtol=0, atol=1e-6 * scale)
+        torch.testing.assert_close(mine[0], wanted[0], rtol=0, atol=1e-6 * scale * recorded.TOKENS)

@@ -14,7 +14,7 @@ import verl
 from verl.utils.distributed import initialize_global_process_group_ray as initialize
 import torch
 
-initialize(timeout_second=60)
+initialize(timeout_second=250)
 total = torch.ones(2)
 torch.distributed.all_reduce(total)
 initialize(backend="nonsense")  # as upstream's: without effect once there is a group

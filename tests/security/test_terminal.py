@@ -56,6 +56,19 @@ def test_in_the_tables(rows, capsys):
     assert tame(text)
 
 
+def test_a_name_of_a_million_signs_is_cut(rows, capsys):
+    """Of a key that is not read, of a reward, of what a line has instead of a number, and in an error."""
+    name = "k" * 1_000_000
+    for lines in (
+        [row(0, **{name: 1}), row(1)],
+        [row(n, reward_components={name: n}) for n in range(4)],
+        [row(0, values=[1], **{name: 1}), row(1, reward=name)],
+        [{name: 1}],
+    ):
+        _, text = shown(capsys, rows(lines, "a.jsonl"), "--each")
+        assert len(text) < 50_000
+
+
 def test_of_several_rewards(rows, capsys):
     both = [{**row(n), "reward_components": {EVIL: n % 2, f"b{EVIL}": 1}} for n in range(6)]
     code, text = shown(capsys, rows(both), "--each")

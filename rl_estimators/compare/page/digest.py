@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_estimators.carry import carry_rewards
 from rl_estimators.compare.model import Comparison
+from rl_estimators.compare.packed import Packed
 from rl_estimators.compare.summary import Summary, summarise
 from rl_estimators.errors import InputError
 from rl_estimators.masked import as_mask, scored
@@ -41,8 +42,9 @@ class Digest:
 
     def advantages(self, name: str, i: int) -> Array:
         """``(T,)`` one estimator's advantages of response ``i``, 0 on masked positions."""
-        row = self.comparison.advantages[name][i].float().numpy()
-        return np.where(self.mask[i], row, np.float32(0))
+        found = self.comparison.advantages
+        row = found.row(name, i) if isinstance(found, Packed) else found[name][i]
+        return np.where(self.mask[i], row.float().numpy(), np.float32(0))
 
 
 def digest(comparison: Comparison) -> Digest:
