@@ -3,7 +3,7 @@
 One process and one thread. For every shape and mask each repeat draws fresh inputs and runs all contestants on them in
 turn; a contestant's time is the smallest over the repeats, in seconds of the processor, which other programs on the
 machine do not lengthen much. What a call returns is kept until its next one, as a trainer keeps it: memory is not
-handed back and forth between contestants. Ours is called as verl's adapter calls it, with all checks.
+handed back and forth between contestants. Ours is called by name, with all checks.
 
 The copy moves as many bytes as the call must read and write at least: its inputs and its outputs. ``copy`` is into
 memory that is there; ``fresh`` into memory that the system must provide first, as for every call's outputs.
