@@ -4,6 +4,7 @@ Two rules of :mod:`rl_estimators.masked` hold: nothing at a masked position is r
 exactly 0 afterwards, whatever the convention.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -150,8 +151,15 @@ def unit_variance(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
     return x * _inverse(x.square().sum() / (mask.sum() - how.ddof).clamp(min=1), how)
 
 
-def _inverse(variance: Tensor, how: Whitening) -> Tensor:
-    """What numbers of that variance are multiplied by; 0 where it would be infinite: then eps is 0, and so are they."""
+def _inverse(variance: Tensor, how: Whitening) -> Tensor | float:
+    """What numbers of that variance are multiplied by; 0 where it would be infinite: then eps is 0, and so are they.
+
+    On the CPU, where nobody waits for a number, in one operation of Python in place of five of torch.
+    """
+    if variance.device.type == "cpu":
+        number = float(variance)
+        size = math.sqrt(number + how.eps) if how.eps_in == "variance" else math.sqrt(number) + how.eps
+        return 1 / size if 0 < size < math.inf else 0.0
     inverse = (variance + how.eps).rsqrt() if how.eps_in == "variance" else 1 / (variance.sqrt() + how.eps)
     return torch.where(inverse.isfinite(), inverse, 0)
 

@@ -161,7 +161,7 @@ def standardise(
     rows: Rows,
     pivot: Tensor,
     shift: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     out: Tensor | None = None,
 ) -> Tensor:
     """``(x - pivot - shift) * scale`` on the valid tokens of rows that count, 0 elsewhere, written to ``out``.
@@ -172,7 +172,7 @@ def standardise(
         rows: From the function that looked at ``x`` first.
         pivot: 0-dim, one of the numbers: near ones are subtracted without a rounding error.
         shift: 0-dim.
-        scale: 0-dim.
+        scale: 0-dim, or a number.
         out: May be ``x``; None for a new tensor.
     """
     out = empty(x.shape, x.dtype, x.device, 1) if out is None else out

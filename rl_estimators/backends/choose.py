@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ def name_for(x: Tensor) -> str:
 
 def backend_for(x: Tensor) -> ModuleType:
     """The module of kernels for ``x``."""
-    return importlib.import_module(_MODULE[name_for(x)])
+    name = _MODULE[name_for(x)]
+    return sys.modules.get(name) or importlib.import_module(name)  # asked for several times in each estimate
 
 
 def _known(name: str | None, owner: str) -> str | None:

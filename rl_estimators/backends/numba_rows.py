@@ -182,7 +182,7 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
     number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]

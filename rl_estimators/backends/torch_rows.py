@@ -377,7 +377,7 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
     scratch, counts = Scratch(x.device), rows.counts

@@ -18,7 +18,7 @@ from rl_estimators.steps import Steps, read_steps, td_errors
 from rl_estimators.whitening import STANDARD, Whitening, read_whitening, whitened
 
 
-@register_adv_est("turn_gae", source="https://arxiv.org/abs/2512.17008")
+@register_adv_est("turn_gae", source="https://arxiv.org/abs/2512.17008 turn-level MDP")
 def turn_gae(
     token_level_rewards: Tensor,
     values: Tensor,
