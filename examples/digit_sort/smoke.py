@@ -31,6 +31,10 @@ STEPS = 40
 TAIL_LINES = 40
 MEASURE_EVERY = 3.0  # seconds between two looks at the memory, each of which costs some 0.1 s
 PATIENCE = 300.0  # seconds without a step after which the run is given up
+ATTEMPTS, PORT_LOST = (
+    2,
+    "EADDRINUSE",
+)  # runs of the command at most, and what its log has where another is worth it
 LONGEST_SOCKET = 103  # bytes in the path of a unix socket: 103 on macOS, 107 on Linux
 RAY_BELOW = len("/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 PHASES = {  # what verl's log says: what is happening from then on
@@ -201,6 +205,9 @@ def train(
 ) -> Outcome:
     """Run the command, follow its metrics and its log, and end all its processes.
 
+    verl asks the system for a free port and listens on it only seconds later. If another program has got it by then, the
+    command is run once more.
+
     ``environment`` is what the command gets beyond our own.
     """
     from digit_sort.command import taken_out
@@ -208,13 +215,18 @@ def train(
 
     metrics, log = out / "metrics.jsonl", out / "verl.log"
     write_command(out / "command.sh", command, environment, taken_out(setup))
-    metrics.write_text("")
     begin = progress.seconds
-    progress.show("starting Ray")
     inherited = {name: value for name, value in os.environ.items() if name not in taken_out(setup)}
-    with ProcessTree(command, inherited | environment, out, log) as tree:
-        status, rows, first_step = follow(tree, metrics, log, steps, progress)
-        progress.show("ending Ray")
+    for attempt in range(ATTEMPTS):
+        progress.show(
+            "verl lost its port to another program; starting Ray again" if attempt else "starting Ray"
+        )
+        metrics.write_text("")
+        with ProcessTree(command, inherited | environment, out, log) as tree:
+            status, rows, first_step = follow(tree, metrics, log, steps, progress)
+            progress.show("ending Ray")
+        if rows or status == 0 or PORT_LOST not in log.read_text(errors="replace"):
+            break
     if status != 0 or len(rows) < steps:
         raise SmokeError(failure(status, len(rows), steps, log))
     seconds = {"assets": begin, "start-up": first_step - begin, "training": progress.seconds - first_step}

@@ -402,6 +402,35 @@ def test_refusal_in_trl_is_a_failure(built, tmp_path):
         smoke.train_in_trl(options, tmp_path, smoke.Outcome([], {}, 0), progress)
 
 
+@pytest.mark.parametrize(("lost", "code"), [(1, 0), (2, 1)])
+def test_a_port_lost_to_another_program_costs_one_more_start(
+    monkeypatch, pretend, main, tmp_path, capsys, lost, code
+):
+    """verl asks for a free port, and listens on it seconds later."""
+    pretend([0.5, 0.8])
+    starts = tmp_path / "starts"
+    before = f"""
+import pathlib, sys
+starts = pathlib.Path({str(starts)!r})
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+if len(starts.read_text()) <= {lost}:
+    sys.exit("DistNetworkError: port: 40207, code: -98, name: EADDRINUSE")
+"""
+    script = before + PRETEND.format(rewards=[0.5, 0.8], status=0)
+    monkeypatch.setattr(command, "training_command", lambda *_: [sys.executable, "-c", script])
+    assert main(2) == code
+    assert starts.read_text() == "xx"
+    said = capsys.readouterr()
+    assert "verl lost its port to another program; starting Ray again" in said.out
+    assert ("EADDRINUSE" in said.err) == bool(code)
+
+
+def test_a_failure_of_another_kind_is_not_tried_again(pretend, main, capsys):
+    pretend([], status=1)
+    assert main(2) == 1
+    assert "starting Ray again" not in capsys.readouterr().out
+
+
 def test_command_that_hangs_is_given_up(monkeypatch, main, capsys):
     monkeypatch.setattr(smoke, "PATIENCE", 3.0)
     monkeypatch.setattr(smoke, "build_assets", lambda out, seed, progress: (out, (out, out)))
