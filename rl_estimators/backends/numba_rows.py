@@ -187,7 +187,9 @@ def standardise(
     """See :func:`rl_estimators.backends.standardise`."""
     number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
-    target = None if out is x else out.numpy()
+    # where rows do not lie side by side the kernel gets a copy of x, and cannot write in place
+    in_place = out.data_ptr() == x.data_ptr() and out.is_contiguous() and x.is_contiguous()
+    target = None if in_place else out.numpy()
 
     def work(some: slice) -> None:
         kernels.standardise_rows(

@@ -41,9 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LANES = 8
 TILE = 4096  # tokens: 1024 x 8192 takes 9.6 ms with 1024, as short runs from right to left are slow to fetch, and 8.0
-_APART = (
-    80  # numbers by which a row of the scratch is longer, so that no two start at the same place in a page
-)
+_APART = 80  # numbers by which a scratch row is longer, so that no two start at the same place in a page
 FIELDS = WRITTEN, EXTENT, NUMBER, PIVOT, TOTAL, SQUARES = range(6)  # columns of the statistics, see rows.Rows
 
 

@@ -111,6 +111,25 @@ def test_a_mask_is_packed_if_it_is_one(backend, dtype):
             assert backends.packed(given) is given
 
 
+@each_backend
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_whitening_in_place_is_whitening(backend, holes, side_by_side):
+    """To the bit, also where rows do not lie side by side in memory."""
+    numbers, _, mask = batch(6, 20, holes=holes, fill=0.0)
+    x = numbers.clone() if side_by_side else numbers.t().contiguous().t()
+    assert x.is_contiguous() == side_by_side
+    with backends.use_backend(backend):
+        how = (
+            backends.moments(numbers, mask),
+            *(torch.tensor(n, dtype=torch.float64) for n in (0.5, 0.25, 2.0)),
+        )
+        elsewhere = backends.standardise(numbers, mask, *how)
+        backends.standardise(x, mask, *how, x)
+    torch.testing.assert_close(x, torch.where(mask, (numbers - 0.75) * 2, 0))
+    assert torch.equal(x, elsewhere)
+
+
 def test_what_is_no_integer_mask_is_not_packed():
     for given in (
         torch.ones(2, 3),
