@@ -119,8 +119,11 @@ def go(options: argparse.Namespace, out: Path, steps: int, setup: "Setup") -> di
             folder = out / name.replace(":", "-")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            one = in_verl if name.startswith("verl") else in_trl
-            results["runs"][name] = one(name, steps, options, folder, model, data, progress, setup)
+            if name.startswith("verl"):
+                done = in_verl(name, steps, options, folder, model, data, progress, setup)
+            else:
+                done = in_trl(name, steps, options, folder, progress, setup)
+            results["runs"][name] = done
             gpu_report.write(results, out / RESULTS)
             gpu_report.plot(results, (out / RESULTS).with_suffix(".png"))
     return results
@@ -183,14 +186,7 @@ def in_verl(
 
 
 def in_trl(
-    name: str,
-    steps: int,
-    options: argparse.Namespace,
-    folder: Path,
-    model: Path,
-    data: tuple[Path, Path],
-    progress: Progress,
-    setup: "Setup",
+    name: str, steps: int, options: argparse.Namespace, folder: Path, progress: Progress, setup: "Setup"
 ) -> dict[str, Any]:
     """Run our trainer for TRL, in a process whose memory is its own, and return what the report needs.
 

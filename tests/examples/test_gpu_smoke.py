@@ -438,7 +438,7 @@ def test_trl_in_a_process_of_its_own(tiny, tmp_path):
     (folder := tmp_path / "trl-grpo").mkdir()
     options, stream = gpu_smoke.parse([]), io.StringIO()
     with Progress(stream) as progress:
-        found = gpu_smoke.in_trl("trl:grpo", 2, options, folder, tmp_path / "model", (tmp_path, tmp_path), progress, where.CPU)  # fmt: skip
+        found = gpu_smoke.in_trl("trl:grpo", 2, options, folder, progress, where.CPU)
     assert len(found["rewards"]) == 2
     assert found["parts"].keys() == {*parts.PARTS}
     assert found["parts"]["rollout"] > 0
@@ -455,7 +455,7 @@ def test_a_child_that_fails_shows_the_end_of_its_log(tmp_path):
         Progress(io.StringIO()) as progress,
         pytest.raises(smoke.SmokeError, match="trl:gae ended with exit status 1"),
     ):
-        gpu_smoke.in_trl("trl:gae", 2, gpu_smoke.parse([]), folder, tmp_path, (tmp_path, tmp_path), progress, where.CPU)  # fmt: skip
+        gpu_smoke.in_trl("trl:gae", 2, gpu_smoke.parse([]), folder, progress, where.CPU)
 
 
 def test_the_data_are_those_of_the_smoke_task():

@@ -13,14 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "trl"))
 import critics
 import toy
-
-SAVING = {
-    "max_steps": 6,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    "save_total_limit": 1,
-    "lr_scheduler_type": "linear",
-}
+from killed import SETTINGS as SAVING
 
 
 def main():
