@@ -106,7 +106,7 @@ class Spec:
         """Whether the signature names the input ``name``, required or not; ``**kwargs`` names nothing."""
         return name in self.required or name in self.optional
 
-    @property
+    @functools.cached_property
     def is_ours(self) -> bool:
         """Whether the function is this package's own, rather than a user's or another distribution's."""
         return str(getattr(self.function, "__module__", None)).startswith("rl_estimators.")
@@ -163,6 +163,7 @@ class Registry:
         self.group = group
         self._specs: dict[str, Spec] = {}
         self._loaded: set[str] = set()  # names whose function came through an entry point
+        self._settled: dict[str, Spec] = {}  # those that were asked for, and have no rival
         self._listeners: list[Callable[[str], None]] = []
 
     def register(self, name: str, *, source: str = "") -> Callable[[F], F]:
@@ -198,6 +199,10 @@ class Registry:
             DuplicateNameError: several distributions offer it, or one offers what is registered here.
             EntryPointError: the distribution that offers it cannot be imported.
         """
+        known = self._specs.get(name)
+        return known if known and known is self._settled.get(name) else self._settle(name)
+
+    def _settle(self, name: str) -> Spec:
         offers = self._offers.get(name, [])
         if name not in self._specs and len(offers) == 1:
             self._load(name, offers[0])
@@ -207,6 +212,7 @@ class Registry:
             raise UnknownNameError(
                 f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(self.names())}."
             )
+        self._settled[name] = self._specs[name]
         return self._specs[name]
 
     def names(self) -> list[str]:

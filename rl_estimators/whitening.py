@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators import backends
+from rl_estimators.backends.rows import Number
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.masked import to_tokens
@@ -151,12 +152,9 @@ def unit_variance(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
     return x * _inverse(x.square().sum() / (mask.sum() - how.ddof).clamp(min=1), how)
 
 
-def _inverse(variance: Tensor, how: Whitening) -> Tensor | float:
-    """What numbers of that variance are multiplied by; 0 where it would be infinite: then eps is 0, and so are they.
-
-    On the CPU, where nobody waits for a number, in one operation of Python in place of five of torch.
-    """
-    if variance.device.type == "cpu":
+def _inverse(variance: Number, how: Whitening) -> Number:
+    """What numbers of that variance are multiplied by; 0 where it would be infinite: then eps is 0, and so are they."""
+    if not isinstance(variance, Tensor) or variance.device.type == "cpu":  # in Python a fifth of the time
         number = float(variance)
         size = math.sqrt(number + how.eps) if how.eps_in == "variance" else math.sqrt(number) + how.eps
         return 1 / size if 0 < size < math.inf else 0.0

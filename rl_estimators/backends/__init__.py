@@ -14,13 +14,12 @@ they return is a weight or a target: no gradient goes through.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rl_estimators.backends import torch_rows
 from rl_estimators.backends.choose import backend_for, use_backend
-from rl_estimators.backends.rows import Rows, Scan, empty, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, empty, work_dtype
 from rl_estimators.metrics import count
 
 __all__ = [
@@ -128,11 +127,11 @@ def packed(mask: Any) -> Any:
     known = isinstance(mask, Tensor) and mask.dtype in _INTEGERS and mask.ndim == 2
     if not known or mask.device.type != "cpu" or not 0 < mask.numel() <= _MOST:
         return mask
-    out = torch.from_numpy(np.empty(mask.shape, np.bool_))  # on huge pages where it is large, see `empty`
-    return out if _kernel("pack", mask)(mask, out) else mask
+    found = _kernel("pack", mask)(mask)
+    return mask if found is None else found
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
     r"""Mean and variance of all rows together, from each row's statistics.
 
     A row has n numbers, their sum s and sum of squares q less its pivot p. With all rows' pivots less one of them,
@@ -141,7 +140,7 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tenso
     .. math:: \bar x - p_0 = \frac{1}{W} \sum w (s + n a), \qquad
         s^2 = \frac{1}{W - \mathrm{ddof}} \sum w (q + 2 b s + n b^2), \qquad b = p - \bar x
 
-    in fp64. Where no number differs from the pivot, the last two are exactly 0.
+    in fp64. Where no number differs from the pivot, both are exactly 0.
 
     Args:
         rows: Of at least one row.
@@ -149,9 +148,9 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tenso
         ddof: In [0, 1].
 
     Returns:
-        :math:`p_0`, the mean less it, and the variance, 0-dim.
+        :math:`p_0`, the mean less it, and the variance; 0-dim, on the CPU floats.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _kernel("pooled", rows.pivot)(rows, by_row, ddof)
+    found: tuple[Number, Number, Number] = _kernel("pooled", rows.pivot)(rows, by_row, ddof)
     return found
 
 
@@ -159,9 +158,9 @@ def standardise(
     x: Tensor,
     mask: Tensor,
     rows: Rows,
-    pivot: Tensor,
-    shift: Tensor,
-    scale: Tensor | float,
+    pivot: Number,
+    shift: Number,
+    scale: Number,
     out: Tensor | None = None,
 ) -> Tensor:
     """``(x - pivot - shift) * scale`` on the valid tokens of rows that count, 0 elsewhere, written to ``out``.
@@ -170,9 +169,9 @@ def standardise(
         x: ``(B, T)``.
         mask: ``(B, T)`` in any dtype.
         rows: From the function that looked at ``x`` first.
-        pivot: 0-dim, one of the numbers: near ones are subtracted without a rounding error.
-        shift: 0-dim.
-        scale: 0-dim, or a number.
+        pivot: One of the numbers: near ones are subtracted without a rounding error.
+        shift: The mean less the pivot.
+        scale: One over the standard deviation.
         out: May be ``x``; None for a new tensor.
     """
     out = empty(x.shape, x.dtype, x.device, 1) if out is None else out

@@ -53,7 +53,7 @@ class _RowSums(torch.autograd.Function):
             valid = as_bool(mask[some], scratch)
             bits = mask_bits(valid, dtype, scratch)
             inputs = (
-                cut(x[some], bits, scratch(f"input {n}", tuple(valid.shape), dtype))
+                cut(x[some], bits, scratch(f"input {n}", valid.shape, dtype))
                 for n, x in enumerate((trained, *others))
             )
             losses, slopes, *more = term(valid, *inputs)

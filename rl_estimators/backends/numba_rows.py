@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends import torch_rows
-from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, blocks, empty, work_dtype
 
 __all__ = [
     "discounted_sum",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+_ALL = slice(None)  # known by identity: then nothing is cut
 _ELEMENTS = 1 << 20  # numbers that a thread has copied at a time, if they must be
 
 
@@ -53,9 +54,10 @@ if hasattr(os, "register_at_fork"):
 def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
     """Run ``work`` on slices that cover all rows, side by side on torch's number of threads."""
     rows, length = shape
-    threads = max(1, min(torch.get_num_threads(), rows // kernels.LANES, rows * length >> 16))
+    most = min(rows // kernels.LANES, rows * length >> 16)
+    threads = min(torch.get_num_threads(), most) if most > 1 else 1
     if threads == 1 and rows * length <= _ELEMENTS:
-        work(slice(None))
+        work(_ALL)
         return
     share = -(-rows // threads)
     share += -share % kernels.LANES  # whole groups of rows that are scanned side by side
@@ -73,37 +75,59 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
 def _numbers(x: Tensor, some: slice, dtype: torch.dtype) -> Array:
     """Rows as an array in the working dtype, copied only if they are in another one or not contiguous."""
-    return x.detach()[some].to(dtype).contiguous().numpy()
+    here = x if some is _ALL else x[some]
+    here = here if here.dtype == dtype else here.to(dtype)
+    return here.contiguous().numpy()
 
 
 def _mask(mask: Tensor, some: slice) -> Array:
     """Rows of a mask in any dtype as 0 and 1, one byte each; only a bool one is not copied."""
-    here = mask[some]
+    here = mask if some is _ALL else mask[some]
     return (here if here.dtype == torch.bool else here != 0).contiguous().view(torch.uint8).numpy()
 
 
-def _rows(stats: Array) -> Rows:
-    columns = torch.from_numpy(stats.T).unbind()
-    number, extent = columns[kernels.NUMBER].long(), columns[kernels.EXTENT].long()
-    written, pivot = columns[kernels.WRITTEN] != 0, columns[kernels.PIVOT]
-    return Rows(written, number, pivot, columns[kernels.TOTAL], columns[kernels.SQUARES], extent)
-
-
-def _statistics(rows: int) -> Array:
-    return np.zeros((rows, len(kernels.FIELDS)))
-
-
-def _rates(discount: float | Tensor, rows: int, dtype: torch.dtype) -> Array | None:
-    """A discount for each row; None where all are 1."""
-    if not isinstance(discount, Tensor) and discount == 1:
-        return None
-    if isinstance(discount, Tensor):
-        return discount.to(dtype).expand(rows).contiguous().numpy()
-    return np.full(rows, _scalar(discount, dtype))
-
-
 def _part(x: Array | None, some: slice) -> Array | None:
-    return None if x is None else x[some]
+    """Rows of what there is for each row; what there is one of serves them all."""
+    return x if x is None or some is _ALL or len(x) == 1 else x[some]
+
+
+class _Table(Rows):
+    """Statistics as a kernel leaves them, ``(B, 6)``; a column becomes a tensor when somebody asks for it, as few do."""
+
+    def __init__(self, rows: int) -> None:
+        self.table = np.zeros((rows, len(kernels.FIELDS)))
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in _COLUMNS:
+            raise AttributeError(name)
+        place, dtype = _COLUMNS[name]
+        return torch.from_numpy(self.table[:, place]).to(dtype)
+
+
+_COLUMNS = {
+    "written": (kernels.WRITTEN, torch.bool),
+    "number": (kernels.NUMBER, torch.long),
+    "pivot": (kernels.PIVOT, torch.float64),
+    "total": (kernels.TOTAL, torch.float64),
+    "squares": (kernels.SQUARES, torch.float64),
+    "extent": (kernels.EXTENT, torch.long),
+}
+
+
+def _table(rows: Rows | None, size: int) -> Array:
+    """What a kernel of ours knows of each row; where none has looked, the number and the extent differ: read the mask."""
+    if isinstance(rows, _Table):
+        return rows.table
+    table = np.zeros((size, len(kernels.FIELDS)))
+    table[:, kernels.NUMBER], table[:, kernels.EXTENT] = 1, -1
+    return table
+
+
+def _rates(discount: float | Tensor, dtype: torch.dtype) -> Array | None:
+    """A discount for each row, or one for all; None where it is 1."""
+    if isinstance(discount, Tensor):
+        return discount.to(dtype).contiguous().numpy()
+    return None if discount == 1 else np.array([_scalar(discount, dtype)])
 
 
 def _scalar(x: float, dtype: torch.dtype) -> Any:
@@ -116,18 +140,18 @@ def gae(
     """See :func:`rl_estimators.backends.gae`."""
     dtype = work_dtype(rewards, values, last)
     advantages, targets = (empty(rewards.shape, dtype, rewards.device, place) for place in range(2))
-    out, sums, stats = advantages.numpy(), targets.numpy(), _statistics(len(rewards))
-    end, rates = as_work(last, rewards, dtype).contiguous().numpy(), _rates(decay, len(rewards), dtype)
+    out, sums, stats = advantages.numpy(), targets.numpy(), _Table(len(rewards))
+    end, rates = _one_each(last, len(rewards), dtype), _rates(decay, dtype)
     discount = _scalar(gamma, dtype)
 
     def work(some: slice) -> None:
         kernels.scan_rows(
             _numbers(rewards, some, dtype), _numbers(values, some, dtype), _mask(mask, some), end[some],
-            discount, _part(rates, some), None, out[some], sums[some], stats[some],
+            discount, _part(rates, some), None, out[some], sums[some], stats.table[some],
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
-    return Scan(advantages, targets, _rows(stats))
+    return Scan(advantages, targets, stats)
 
 
 def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: Tensor | None = None) -> Scan:
@@ -135,18 +159,18 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
     dtype, above = work_dtype(rewards, baselines), baselines is not None
     ahead = empty(rewards.shape, dtype, rewards.device, 0)
     totals = empty(rewards.shape, dtype, rewards.device, 1) if above else ahead
-    out, sums, stats = ahead.numpy(), totals.numpy() if above else None, _statistics(len(rewards))
-    less = as_work(baselines, rewards, dtype).contiguous().numpy() if above else None
-    rates = _rates(discount, len(rewards), dtype)
+    out, sums, stats = ahead.numpy(), totals.numpy() if above else None, _Table(len(rewards))
+    less = _one_each(baselines, len(rewards), dtype) if above else None
+    rates = _rates(discount, dtype)
 
     def work(some: slice) -> None:
         kernels.scan_rows(
             _numbers(rewards, some, dtype), None, _mask(mask, some), None, None, _part(rates, some),
-            _part(less, some), out[some], _part(sums, some), stats[some],
+            _part(less, some), out[some], _part(sums, some), stats.table[some],
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
-    return Scan(ahead, totals, _rows(stats))
+    return Scan(ahead, totals, stats)
 
 
 def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
@@ -156,36 +180,37 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
 
 def moments(x: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.moments`."""
-    stats = _statistics(len(x))
+    stats = _Table(len(x))
     _over_rows(
-        x.shape, lambda some: kernels.sum_rows(_numbers(x, some, x.dtype), _mask(mask, some), stats[some])
+        x.shape,
+        lambda some: kernels.sum_rows(_numbers(x, some, x.dtype), _mask(mask, some), stats.table[some]),
     )
-    return _rows(stats)
+    return stats
 
 
-def pack(mask: Tensor, out: Tensor) -> bool:
+def pack(mask: Tensor) -> Tensor | None:
     """See :func:`rl_estimators.backends.torch_rows.pack`."""
     if mask.dtype != torch.int64 or not mask.is_contiguous():  # a kernel is compiled for verl's masks
-        return torch_rows.pack(mask, out)
-    source, target, odd = mask.numpy(), out.view(torch.uint8).numpy(), []
+        return torch_rows.pack(mask)
+    out = empty(mask.shape, torch.bool, mask.device)
+    source, target, odd = mask.numpy(), out.numpy(), []
     _over_rows(mask.shape, lambda some: odd.append(kernels.pack_rows(source[some], target[some])))
-    return not any(odd)
+    return None if any(odd) else out
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
     """See :func:`rl_estimators.backends.pooled`."""
-    wanted = (rows.number, rows.pivot, rows.total, rows.squares)
-    number, start, total, squares = (x.contiguous().numpy() for x in wanted)
-    found = kernels.pool(number, start, total, squares, by_row, float(ddof))
-    pivot, shift, variance = torch.tensor(found, dtype=torch.float64).unbind()
+    if not isinstance(rows, _Table):
+        return torch_rows.pooled(rows, by_row, ddof)
+    pivot, shift, variance = kernels.pool(rows.table, by_row, float(ddof))
     return pivot, shift, variance
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Number, shift: Number, scale: Number, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
-    number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]
+    stats = _table(rows, len(x))
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
     # where rows do not lie side by side the kernel gets a copy of x, and cannot write in place
     in_place = out.data_ptr() == x.data_ptr() and out.is_contiguous() and x.is_contiguous()
@@ -193,9 +218,8 @@ def standardise(
 
     def work(some: slice) -> None:
         kernels.standardise_rows(
-            _numbers(x, some, x.dtype), _mask(mask, some), number[some], reach[some], less, also, times,
-            _part(target, some),
-        )  # fmt: skip
+            _numbers(x, some, x.dtype), _mask(mask, some), stats[some], less, also, times, _part(target, some)
+        )
 
     _over_rows(x.shape, work)
     return out
@@ -203,24 +227,21 @@ def standardise(
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.scores`."""
-    dtype, stats = work_dtype(rewards), _statistics(len(rewards))
+    dtype, stats = work_dtype(rewards), _Table(len(rewards))
     _over_rows(
         rewards.shape,
-        lambda some: kernels.score_rows(_numbers(rewards, some, dtype), _mask(mask, some), stats[some]),
+        lambda some: kernels.score_rows(_numbers(rewards, some, dtype), _mask(mask, some), stats.table[some]),
     )
-    return _rows(stats)
+    return stats
 
 
 def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     """See :func:`rl_estimators.backends.spread`."""
     out = empty(mask.shape, x.dtype, x.device)
-    source, target = x.contiguous().numpy(), out.numpy()
-    number, extent = _reach(rows, len(x))
+    source, target, stats = x.contiguous().numpy(), out.numpy(), _table(rows, len(x))
     _over_rows(
         mask.shape,
-        lambda some: kernels.spread_rows(
-            source[some], _mask(mask, some), number[some], extent[some], target[some]
-        ),
+        lambda some: kernels.spread_rows(source[some], _mask(mask, some), stats[some], target[some]),
     )
     return out
 
@@ -236,11 +257,11 @@ def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _reach(rows: Rows | None, size: int) -> tuple[Array, Array]:
-    """How many tokens of a row count and where they end; not the same, where that is not known: read the mask."""
-    if rows is None or rows.extent is None:
-        return np.zeros(size, np.int64), np.full(size, -1)
-    return rows.number.numpy(), rows.extent.numpy()
+def _one_each(x: Tensor | None, rows: int, dtype: torch.dtype) -> Array:
+    """A number for each row; 0 in place of None."""
+    if x is None:
+        return np.zeros(rows, np.float64 if dtype == torch.float64 else np.float32)
+    return x.detach().to(dtype).contiguous().numpy()
 
 
 def probe() -> None:

@@ -118,7 +118,7 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
         mask: ``(B, T)``.
         last: ``(B,)`` the value after each row's last valid token; read with values.
         gamma: Read with values.
-        discount: ``(B,)``; None: 1 in every row, a step that has nothing to multiply and so takes half the time.
+        discount: ``(B,)``, or ``(1,)`` for all rows; None: 1 in every row, a step that has nothing to multiply and so takes half the time.
         less: ``(B,)`` what is subtracted from a row's sums to give ``ahead``, or None.
         ahead: ``(B, T)`` output, the sums.
         sums: ``(B, T)`` output, the sums without ``less`` and plus the values; None where that is ``ahead``.
@@ -139,7 +139,7 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
                 row[i], coming, later[i] = b, b + 1, 0
                 if b < rows:
                     end[i] = stats[b, EXTENT]
-                    rate[i] = 1 if discount is None else discount[b]
+                    rate[i] = 1 if discount is None else discount[b if len(discount) > 1 else 0]
                     next_value[i] = 0 if values is None else last[b]
         if not end.any():
             return
@@ -373,23 +373,25 @@ def _sums(x, mask, number, pivot):
 
 
 @_compiled()
-def pool(number, pivot, total, squares, by_row, ddof):
+def pool(stats, by_row, ddof):
     """A pivot of the batch, its mean less that pivot, and its variance; see ``backends.pooled``."""
     start, whole, apart_sum = 0.0, 0.0, 0.0
-    for b in range(len(number)):
-        if number[b] > 0:
-            start = pivot[b]
+    for b in range(len(stats)):
+        if stats[b, NUMBER] > 0:
+            start = stats[b, PIVOT]
             break
-    for b in range(len(number)):
-        if number[b] > 0:
-            weight = 1 / number[b] if by_row else 1.0
-            whole += weight * number[b]
-            apart_sum += weight * (total[b] + number[b] * (pivot[b] - start))
+    for b in range(len(stats)):
+        number = stats[b, NUMBER]
+        if number > 0:
+            weight = 1 / number if by_row else 1.0
+            whole += weight * number
+            apart_sum += weight * (stats[b, TOTAL] + number * (stats[b, PIVOT] - start))
     shift, spread = apart_sum / max(whole, 1.0), 0.0
-    for b in range(len(number)):
-        if number[b] > 0:
-            weight, off = 1 / number[b] if by_row else 1.0, pivot[b] - start - shift
-            spread += weight * (squares[b] + off * (2 * total[b] + number[b] * off))
+    for b in range(len(stats)):
+        number = stats[b, NUMBER]
+        if number > 0:
+            weight, off = 1 / number if by_row else 1.0, stats[b, PIVOT] - start - shift
+            spread += weight * (stats[b, SQUARES] + off * (2 * stats[b, TOTAL] + number * off))
     return start, shift, max(spread, 0.0) / max(whole - ddof, 1.0)
 
 
@@ -397,7 +399,7 @@ def pool(number, pivot, total, squares, by_row, ddof):
 
 
 @_compiled()
-def standardise_rows(x, mask, number, extent, pivot, shift, scale, out):
+def standardise_rows(x, mask, stats, pivot, shift, scale, out):
     """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere, in ``out`` or, where that is None, x.
 
     The mask of a row whose valid tokens all stand first is not read again. Written in place without a second name for
@@ -405,14 +407,15 @@ def standardise_rows(x, mask, number, extent, pivot, shift, scale, out):
     """
     for b in range(len(x)):
         y = x[b] if out is None else out[b]
-        if number[b] == extent[b] or number[b] == 0:
+        number, extent = int(stats[b, NUMBER]), int(stats[b, EXTENT])
+        if number == extent:
             if out is None:
-                for t in range(number[b]):
+                for t in range(number):
                     y[t] = (y[t] - pivot - shift) * scale
             else:
-                for t in range(number[b]):
+                for t in range(number):
                     y[t] = (x[b, t] - pivot - shift) * scale
-            y[number[b] :] = 0
+            y[number:] = 0
         elif out is None:
             for t in range(len(y)):
                 y[t] = (y[t] - pivot - shift) * scale if mask[b, t] else 0
@@ -422,12 +425,13 @@ def standardise_rows(x, mask, number, extent, pivot, shift, scale, out):
 
 
 @_compiled()
-def spread_rows(x, mask, number, extent, out):
+def spread_rows(x, mask, stats, out):
     """Each row's number on its valid tokens, 0 elsewhere; as above, a mask without holes is not read again."""
     for b in range(len(mask)):
-        if number[b] == extent[b]:
-            out[b, : number[b]] = x[b]
-            out[b, number[b] :] = 0
+        number, extent = int(stats[b, NUMBER]), int(stats[b, EXTENT])
+        if number == extent:
+            out[b, :number] = x[b]
+            out[b, number:] = 0
         else:
             _spread(x[b], mask[b], out[b])
 

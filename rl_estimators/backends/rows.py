@@ -2,21 +2,26 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "Scan", "as_work", "blocks", "empty", "work_dtype"]
+__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "empty", "work_dtype"]
 
 _HUGE = 4 << 20  # bytes from which numpy asks for huge pages
 _LINE = 1024  # bytes by which outputs are kept apart modulo a page
 _PAGE = 4096
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_}
 
 
-class Rows(NamedTuple):
+Number = Tensor | float  # one for the whole batch: 0-dim on a device, where nobody waits for it, a float on the CPU
+
+
+@dataclass
+class Rows:
     """What is known of each response once its row has been read; all ``(B,)``, on the tensors' device.
 
     Attributes:
@@ -33,7 +38,7 @@ class Rows(NamedTuple):
     pivot: Tensor
     total: Tensor
     squares: Tensor
-    extent: Tensor | None = None
+    extent: Tensor | None
 
     @property
     def counts(self) -> Tensor:

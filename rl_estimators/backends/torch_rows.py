@@ -10,13 +10,14 @@ go back. On the CPU a block is looked at first, as most have no holes. Elsewhere
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, empty, work_dtype
 from rl_estimators.backends.torch_scan import padded, reverse_scan
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _PIECE = 1 << 17  # columns that are read at once
+_ALL = slice(None)  # known by identity: then nothing is cut
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -51,14 +53,18 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._shaped: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of that shape that holds anything; the same memory for the same name."""
-        size, kept = math.prod(shape), self._kept.get(name)
-        if kept is None or kept.dtype != dtype or len(kept) < size:
-            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
-        return kept[:size].view(shape)
+        """A tensor of that shape that holds anything; the same memory for the same name and dtype."""
+        found = self._shaped.get((name, dtype, shape))
+        if found is None:
+            size, kept = math.prod(shape), self._kept.get((name, dtype))
+            if kept is None or len(kept) < size:  # what a later block needs is hardly ever larger
+                kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype, device=self._device)
+            found = self._shaped[name, dtype, shape] = kept[:size].view(shape)
+        return found
 
 
 class Packed(NamedTuple):
@@ -94,8 +100,9 @@ def _has_holes(mask: Tensor, scratch: Scratch) -> bool:
     rows, width = mask.shape
     if rows == 0 or width < 2:
         return False
-    rises = torch.gt(mask[:, 1:], mask[:, :-1], out=scratch("rises", (rows, width - 1), torch.bool))
-    return bool(rises.view(torch.uint8).amax())  # any takes eight times as long
+    valid = mask.numpy()
+    rises = np.greater(valid[:, 1:], valid[:, :-1], out=scratch("rises", (rows, width - 1), torch.bool).numpy())
+    return bool(rises.any())
 
 
 def _number(bits: Tensor) -> Tensor:
@@ -107,6 +114,8 @@ def _load(x: Tensor, packed: Packed, dtype: torch.dtype, scratch: Scratch, name:
     """``(R, L)`` with L as :func:`reverse_scan` takes it: x where it is valid and 0 elsewhere."""
     rows, width = x.shape
     out = scratch(name, (rows, padded(width)), dtype)
+    if out.shape == x.shape:
+        return cut(x, packed.bits, out)
     out[:, width:] = 0
     cut(x, packed.bits, out[:, :width])
     return out
@@ -136,7 +145,7 @@ def _scan(x: Tensor, packed: Packed, discount: float | Tensor, out: Tensor, scra
     """Scan a squeezed piece and write it to ``(R, W)`` out; returns ``(R,)`` what stands first."""
     if packed.place is None and out.shape == x.shape and out.is_contiguous():
         return reverse_scan(x, discount, out)[:, 0]
-    scanned = reverse_scan(x, discount, scratch("scanned", tuple(x.shape), x.dtype))
+    scanned = reverse_scan(x, discount, scratch("scanned", x.shape, x.dtype))
     if packed.place is None:
         out.copy_(scanned[:, : out.shape[1]])
     else:
@@ -153,19 +162,27 @@ def block_elements(x: Tensor) -> int:
 
 def _pieces(length: int) -> list[slice]:
     """Columns from right to left."""
-    return [slice(max(end - _PIECE, 0), end) for end in range(length, 0, -_PIECE)] or [slice(0, 0)]
+    if length <= _PIECE:
+        return [_ALL]
+    return [slice(max(end - _PIECE, 0), end) for end in range(length, 0, -_PIECE)]
+
+
+def _columns(x: Tensor, here: slice) -> Tensor:
+    return x if here is _ALL else x[:, here]
 
 
 def as_bool(mask: Tensor, scratch: Scratch) -> Tensor:
     """A mask of any dtype as bool."""
-    return mask if mask.dtype == torch.bool else scratch("mask", tuple(mask.shape), torch.bool).copy_(mask)
+    return mask if mask.dtype == torch.bool else scratch("mask", mask.shape, torch.bool).copy_(mask)
 
 
 def mask_bits(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
-    """All bits set where ``mask`` is true, for :func:`keep`."""
+    """All bits set where ``mask``, which is bool, is true: for :func:`keep`."""
+    bytes_ = mask.view(torch.int8)  # negated in these: a quarter of what there is to read and write in numbers
     if scratch is None:
-        return mask.to(_BITS[dtype]).neg_()
-    return scratch(f"bits {dtype}", tuple(mask.shape), _BITS[dtype]).copy_(mask).neg_()
+        return bytes_.neg().to(_BITS[dtype])
+    signs = torch.neg(bytes_, out=scratch("signs", mask.shape, torch.int8))
+    return scratch("bits", mask.shape, _BITS[dtype]).copy_(signs)
 
 
 def keep(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
@@ -186,38 +203,40 @@ def cut(x: Tensor, bits: Tensor, out: Tensor) -> Tensor:
 
 def _all_finite(x: Tensor) -> bool:
     """Never asked on a device, which would have to wait for the answer."""
-    return x.device.type == "cpu" and bool(x.isfinite().all())
+    return x.device.type == "cpu" and bool(np.isfinite(x.numpy()).all())
 
 
 def _all_true(x: Tensor) -> bool:
     """Likewise."""
-    return x.device.type == "cpu" and bool(x.all())
+    return x.device.type == "cpu" and bool(x.numpy().all())
 
 
-def _rows(x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor, scratch: Scratch) -> Rows:
-    """Statistics of a block's numbers under ``mask``: what is valid, ``on``, less the responses that are excluded."""
+def _rows(x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor, scratch: Scratch, bits: Tensor | None = None) -> Rows:
+    """Statistics of a block's numbers under ``mask``: what is valid, ``on``, less the responses that are excluded.
+
+    ``bits`` are those of the mask, where somebody has them.
+    """
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no fp64
-    number, total, squares = (
-        torch.zeros_like(pivot, dtype=torch.long),
-        *(pivot.new_zeros(2, len(pivot), dtype=wide)),
-    )
+    found = []
     for here in _pieces(x.shape[1]):
-        part, bits = x[:, here], mask_bits(mask[:, here], x.dtype, scratch)
-        apart = torch.sub(part, pivot[:, None], out=scratch("apart", tuple(part.shape), x.dtype))
+        part = _columns(x, here)
+        if bits is None or here is not _ALL:
+            bits = mask_bits(_columns(mask, here), x.dtype, scratch)
+        apart = torch.sub(part, pivot[:, None], out=scratch("apart", part.shape, x.dtype))
         keep(apart, bits, apart)
-        number += _number(bits)
-        total += apart.sum(-1)
-        squares += torch.linalg.vector_norm(apart, dim=-1).to(wide).square_()
+        squares = torch.linalg.vector_norm(apart, dim=-1).to(wide).square_()
+        found.append((_number(bits), apart.sum(-1).to(wide), squares))
+    number, total, squares = found[0] if len(found) == 1 else (sum(parts) for parts in zip(*found, strict=True))
     written = number > 0 if mask is on else on.any(-1)  # any takes three times as long as sum
-    return Rows(written, number, pivot.to(wide), total, squares)
+    return Rows(written, number, pivot.to(wide), total, squares, None)
 
 
 def _join(rows: list[Rows]) -> Rows:
     """All blocks' statistics; nobody has looked at the extent."""
     if len(rows) == 1:
         return rows[0]
-    written, number, *sums = (torch.cat(parts) for parts in zip(*(row[:5] for row in rows), strict=True))
-    return Rows(written, number, *sums)
+    columns = zip(*((r.written, r.number, r.pivot, r.total, r.squares) for r in rows), strict=True)
+    return Rows(*(torch.cat(parts) for parts in columns), None)
 
 
 def gae(
@@ -232,11 +251,11 @@ def gae(
         after = end if end is None else end[some]
         block = (rewards[some], values[some], after, gamma, decay, advantages[some], targets[some], scratch)
         on = counted = as_bool(mask[some], scratch)
-        first = _gae_block(on, counted, *block)
+        first, bits = _gae_block(on, counted, *block)
         if not _all_finite(first):  # what is not finite has come through to the first token
             counted = on & first.isfinite()[:, None]
-            first = _gae_block(on, counted, *block)
-        found.append(_rows(advantages[some], counted, on, first, scratch))
+            first, bits = _gae_block(on, counted, *block)
+        found.append(_rows(advantages[some], counted, on, first, scratch, bits))
     return Scan(advantages, targets, _join(found))
 
 
@@ -251,30 +270,33 @@ def _gae_block(
     out: Tensor,
     targets: Tensor,
     scratch: Scratch,
-) -> Tensor:
-    """One block of rows; returns the advantage of each row's first token.
+) -> tuple[Tensor, Tensor]:
+    """One block of rows; returns the advantage of each row's first token, and the bits of the leftmost piece.
 
     ``next_value`` and ``later`` are the value and the advantage of what follows on the right; None: nothing does.
     """
     later = None
     for here in _pieces(on.shape[1]):
-        packed = _pack(counted[:, here], out.dtype, scratch)
-        loaded = _load(values[:, here], packed, out.dtype, scratch, "values")
+        packed = _pack(_columns(counted, here), out.dtype, scratch)
+        loaded = _load(_columns(values, here), packed, out.dtype, scratch, "values")
         value = _squeeze(loaded, packed, scratch, "values, squeezed")
-        error = _load(rewards[:, here], packed, out.dtype, scratch, "errors")
+        error = _load(_columns(rewards, here), packed, out.dtype, scratch, "errors")
         error = _squeeze(error, packed, scratch, "errors, squeezed").sub_(value)
         error[:, :-1].add_(value[:, 1:], alpha=gamma)
         if next_value is not None:
             amount = gamma * next_value if later is None else gamma * next_value + decay * later
             _add_at_end(error, packed.bits, amount)
-        advantages = out[:, here]
-        later = _first(packed.bits, _scan(error, packed, decay, advantages, scratch), later)
-        next_value = _first(packed.bits, value[:, 0].clone(), next_value)
-        old = loaded[:, : advantages.shape[1]]
+        advantages = _columns(out, here)
+        first = _scan(error, packed, decay, advantages, scratch)
+        if here is not _ALL:
+            later = _first(packed.bits, first, later)
+            next_value = _first(packed.bits, value[:, 0].clone(), next_value)
+        old = loaded if loaded.shape == advantages.shape else loaded[:, : advantages.shape[1]]
         if counted is not on:  # an excluded response keeps its values as targets, where finite
-            old = torch.where(on[:, here], values[:, here], 0).to(out.dtype).nan_to_num(0.0, 0.0, 0.0)
-        torch.add(advantages, old, out=targets[:, here])
-    return out.new_zeros(len(out)) if later is None else later
+            old = torch.where(_columns(on, here), _columns(values, here), 0).to(out.dtype)
+            old = old.nan_to_num(0.0, 0.0, 0.0)
+        torch.add(advantages, old, out=_columns(targets, here))
+    return first if later is None else later, packed.bits
 
 
 def returns(
@@ -292,20 +314,21 @@ def returns(
         on = counted = as_bool(mask[some], scratch)
         rate = discount[some].to(dtype) if isinstance(discount, Tensor) else discount
         less = None if baselines is None else as_work(baselines[some], rewards, dtype)
-        first = _scan_block(rewards[some], on, rate, totals[some], scratch)
+        first, bits = _scan_block(rewards[some], on, rate, totals[some], scratch)
         fit = first if less is None else first - less
         if not _all_finite(fit):
             counted = on & fit.isfinite()[:, None]
-            first = _scan_block(rewards[some], counted, rate, totals[some], scratch)
+            first, bits = _scan_block(rewards[some], counted, rate, totals[some], scratch)
         if less is None:
-            found.append(_rows(totals[some], counted, on, first, scratch))
+            found.append(_rows(totals[some], counted, on, first, scratch, bits))
         else:
-            torch.sub(totals[some], less[:, None], out=ahead[some])
-            bits = mask_bits(counted, dtype, scratch)
-            keep(ahead[some], bits, ahead[some])
+            part = ahead[some]
+            bits = bits if part.shape == bits.shape else mask_bits(counted, dtype, scratch)
+            torch.sub(totals[some], less[:, None], out=part)
+            keep(part, bits, part)
             number, zero = _number(bits), torch.zeros_like(first)
             written = number > 0 if counted is on else on.any(-1)
-            found.append(Rows(written, number, zero, zero, zero))
+            found.append(Rows(written, number, zero, zero, zero, None))
     return Scan(ahead, totals, _join(found))
 
 
@@ -318,16 +341,18 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     return out
 
 
-def _scan_block(x: Tensor, mask: Tensor, discount: float | Tensor, out: Tensor, scratch: Scratch) -> Tensor:
-    """Discounted sums of one block of rows; returns those of each row's first token."""
+def _scan_block(
+    x: Tensor, mask: Tensor, discount: float | Tensor, out: Tensor, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """Discounted sums of one block of rows; returns those of each row's first token, and the leftmost piece's bits."""
     later = None
     plain = not isinstance(discount, Tensor) and discount == 1  # a hole adds 0, and nothing else
     for here in _pieces(x.shape[1]):
-        valid, part = mask[:, here], out[:, here]
+        valid, part = _columns(mask, here), _columns(out, here)
         packed = (
             Packed(mask_bits(valid, out.dtype, scratch), None) if plain else _pack(valid, out.dtype, scratch)
         )
-        piece = _load(x[:, here], packed, out.dtype, scratch, "piece")
+        piece = _load(_columns(x, here), packed, out.dtype, scratch, "piece")
         piece = _squeeze(piece, packed, scratch, "piece, squeezed")
         if later is not None and plain:
             piece[:, part.shape[1] - 1] += later
@@ -337,7 +362,7 @@ def _scan_block(x: Tensor, mask: Tensor, discount: float | Tensor, out: Tensor, 
         later = first.clone() if plain else _first(packed.bits, first, later)
         if plain:
             keep(part, packed.bits, part)
-    return out.new_zeros(len(out)) if later is None else later
+    return later, packed.bits
 
 
 def moments(x: Tensor, mask: Tensor) -> Rows:
@@ -353,41 +378,46 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     return _join(found)
 
 
-def pack(mask: Tensor, out: Tensor) -> bool:
-    """Write an integer mask to a bool one; False if it holds anything but 0 and 1."""
+def pack(mask: Tensor) -> Tensor | None:
+    """An integer mask as a bool one; None if it holds anything but 0 and 1."""
+    out = empty(mask.shape, torch.bool, mask.device)
     for some in blocks(mask.shape, block_elements(mask)):
-        bits = np.bitwise_or.reduce(mask[some].numpy(), axis=None)
-        if bits not in (0, 1):
-            return False
-        out[some].copy_(mask[some])
-    return True
+        here = mask[some].numpy()
+        if here.view(f"u{here.itemsize}").max() > 1:  # what is below 0 is large without a sign
+            return None
+        out[some] = mask[some]
+    return out
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
     """See :func:`rl_estimators.backends.pooled`."""
-    number = rows.number.to(rows.total.dtype)
-    weight = 1 / number.clamp(min=1) if by_row else torch.ones_like(number)
-    whole = (weight * number).sum()
-    pivot = rows.pivot.gather(0, rows.counts.byte().argmax(0, keepdim=True))[0]
-    apart = torch.where(rows.counts, rows.pivot - pivot, 0)
-    shift = (weight * (rows.total + number * apart)).sum() / whole.clamp(min=1)
-    off = apart - shift
-    squares = weight * (rows.squares + off * (2 * rows.total + number * off))
-    return pivot, shift, squares.sum().clamp(min=0) / (whole - ddof).clamp(min=1)
+    number, pivots, totals, squares = rows.number.to(rows.total.dtype), rows.pivot, rows.total, rows.squares
+    pivot = pivots.gather(0, rows.counts.byte().argmax(0, keepdim=True))[0]  # of the first row that counts
+    if by_row:
+        weight = 1 / number.clamp(min=1)
+        number, totals, squares = weight * number, weight * totals, weight * squares
+    # Each row's sums less the batch's pivot; in fp64 the mean's square can then be subtracted without harm.
+    apart = pivots - pivot
+    ahead = totals + number * apart
+    whole, lead, spread = number.sum(), ahead.sum(), squares.sum() + ((totals + ahead) * apart).sum()
+    least: Callable[..., Any] = torch.clamp
+    if pivot.device.type == "cpu":  # from here on in Python, where nobody waits for a number
+        pivot, whole, lead, spread, least = pivot.item(), whole.item(), lead.item(), spread.item(), max
+    shift = lead / least(whole, 1.0)
+    return pivot, shift, least(spread - lead * shift, 0.0) / least(whole - ddof, 1.0)
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Number, shift: Number, scale: Number, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
-    scratch, counts = Scratch(x.device), rows.counts
-    excluded = not _all_true(counts)
+    scratch, some_excluded = Scratch(x.device), not _all_true(rows.number)
     for some in blocks(x.shape, block_elements(x)):
-        on = as_bool(mask[some], scratch)
-        if excluded:
-            on = on & counts[some, None]
-        torch.sub(x[some], pivot, out=out[some]).sub_(shift).mul_(scale)
-        keep(out[some], mask_bits(on, x.dtype, scratch), out[some])
+        on, part = as_bool(mask[some], scratch), out[some]
+        if some_excluded:
+            on = on & rows.counts[some, None]
+        torch.sub(x[some], pivot, out=part).sub_(shift).mul_(scale)
+        keep(part, mask_bits(on, x.dtype, scratch), part)
     return out
 
 
@@ -398,7 +428,7 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
     found = []
     for some in blocks(rewards.shape, block_elements(rewards)):
         on = as_bool(mask[some], scratch)
-        kept = scratch("kept", tuple(on.shape), dtype)
+        kept = scratch("kept", on.shape, dtype)
         bits = mask_bits(on, dtype, scratch)
         total = cut(rewards[some], bits, kept).sum(-1, dtype=wide)
         number = _number(bits)
@@ -407,7 +437,7 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
             fit = total.to(dtype).isfinite()
             total, number = torch.where(fit, total, 0), torch.where(fit, number, 0)
         zero = torch.zeros_like(total)
-        found.append(Rows(written, number, zero, total, zero))
+        found.append(Rows(written, number, zero, total, zero, None))
     return _join(found)
 
 
@@ -424,7 +454,7 @@ def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     found, scratch = [], Scratch(rewards.device)
     for some in blocks(rewards.shape, block_elements(rewards)):
         on = as_bool(mask[some], scratch)
-        stray = torch.ne(rewards[some], 0, out=scratch("stray", tuple(on.shape), torch.bool)).gt_(on)
+        stray = torch.ne(rewards[some], 0, out=scratch("stray", on.shape, torch.bool)).gt_(on)
         if on.device.type == "cpu" and not stray.view(torch.uint8).amax():  # any takes eight times as long
             found.append(torch.zeros(len(on), dtype=torch.bool))
         else:

@@ -14,6 +14,7 @@ product of matrices does C steps of all rows and chunks, and processors do nothi
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,28 +41,35 @@ def reverse_scan(
         out: ``(R, L)`` contiguous, where to write; None for a new tensor.
         chunk: C.
     """
-    rows, length = x.shape
     out = torch.empty_like(x) if out is None else out
-    if not x.numel():
-        return out
+    if x.numel():
+        _scan(x, discount, out, chunk, torch.matmul if _exact(x) else _product_in_double)
+    return out
+
+
+def _scan(x: Tensor, discount: float | Tensor, out: Tensor, chunk: int, product: Callable[..., Tensor]) -> None:
+    rows, length = x.shape
     size = min(length, chunk)
     chunks = length // size
     matrix, column = _powers(discount, size, x.dtype, x.device)
-    cut = x.view(rows, chunks, size)
+    # where all rows have one matrix it is one product: a batch of them is slower
+    cut = x.view(-1, size) if matrix.ndim == 2 else x.view(rows, chunks, size)
     if chunks > 1:
-        first = x.new_zeros(rows, padded(chunks, _INNER))
-        first[:, :chunks] = _product(cut, column)[..., 0]
-        after = reverse_scan(first, discount**size, None, _INNER)[:, 1:chunks]
+        first = product(cut, column).view(rows, chunks)
+        wide = padded(chunks, _INNER)
+        if wide > chunks:
+            first = torch.cat((first, first.new_zeros(rows, wide - chunks)), 1)
+        after = torch.empty_like(first)
+        _scan(first, discount**size, after, _INNER, product)
         rate = discount[:, None] if isinstance(discount, Tensor) else discount
-        cut[:, :-1, -1] += rate * after
-    _product(cut, matrix, out.view(rows, chunks, size))
-    return out
+        x.view(rows, chunks, size)[:, :-1, -1] += rate * after[:, 1:chunks]
+    product(cut, matrix, out=out.view(cut.shape))
 
 
 def _powers(
     discount: float | Tensor, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """M, ``(C, C)``, and its first column, ``(C, 1)``; with a leading R where rows differ."""
+    """M, ``(C, C)``, and its first column, ``(C,)``; ``(R, C, C)`` and ``(R, C, 1)`` where rows differ."""
     if not isinstance(discount, Tensor):
         return _cached_powers(float(discount), size, dtype, device)
     steps = torch.arange(size, device=device)
@@ -76,23 +84,11 @@ def _cached_powers(
 ) -> tuple[Tensor, Tensor]:
     base = torch.full((1,), discount, dtype=torch.float64)
     matrix, column = _powers(base, size, torch.float64, torch.device("cpu"))
-    return matrix[0].to(device, dtype), column[0].to(device, dtype)
-
-
-def _product(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
-    """``x @ matrix`` with all of the dtype's digits, whatever the user has allowed for matrix products."""
-    if _exact(x):
-        if matrix.ndim == 2 and out is not None:  # one product: a batch of them is slower
-            torch.mm(x.flatten(0, 1), matrix, out=out.view(-1, out.shape[-1]))
-            return out
-        return torch.matmul(x, matrix, out=out)
-    with torch.autocast(x.device.type, enabled=False):
-        found = (x.double() @ matrix.double()).to(x.dtype)
-    return found if out is None else out.copy_(found)
+    return matrix[0].to(device, dtype), column[0, :, 0].to(device, dtype)
 
 
 def _exact(x: Tensor) -> bool:
-    """Whether products are computed in full.
+    """Whether products are computed with all of the dtype's digits.
 
     With ``set_float32_matmul_precision("medium")`` or autocast they are done in bf16, with TF32 on a GPU in
     10 bits: fine for a network's layers, and an error of 1e-3 here.
@@ -105,3 +101,10 @@ def _exact(x: Tensor) -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # set through torch's older and newer interface at once
         return False
+
+
+def _product_in_double(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x @ matrix``, whatever the user has allowed for products in fp32."""
+    with torch.autocast(x.device.type, enabled=False):
+        found = (x.double() @ matrix.double()).to(x.dtype)
+    return found if out is None else out.copy_(found)
