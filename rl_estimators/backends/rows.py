@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ _PAGE = 4096
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_}
 
 
-Number = Tensor | float  # one for the whole batch: 0-dim on a device, where nobody waits for it, a float on the CPU
+Number = (
+    Tensor | float
+)  # one for the whole batch: 0-dim on a device, where nobody waits for it, a float on the CPU
 
 
 @dataclass
@@ -56,9 +58,10 @@ class Scan(NamedTuple):
 
 def work_dtype(*tensors: Tensor | None) -> torch.dtype:
     """fp64 if any tensor is, else fp32."""
-    return (
-        torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
-    )
+    for x in tensors:
+        if x is not None and x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def as_work(x: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,6 +88,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, plac
     size = math.prod(shape)
     if device.type != "cpu" or dtype not in _NUMPY or size * dtype.itemsize < _HUGE:
         return torch.empty(shape, dtype=dtype, device=device)
-    buffer = np.empty(size + 2 * _PAGE // dtype.itemsize, _NUMPY[dtype])
+    buffer: np.ndarray[Any, Any] = np.empty(size + 2 * _PAGE // dtype.itemsize, _NUMPY[dtype])
     skip = (_LINE * (place + 1) - buffer.ctypes.data) % _PAGE // dtype.itemsize
     return torch.from_numpy(buffer[skip : skip + size].reshape(shape))

@@ -101,7 +101,9 @@ def _has_holes(mask: Tensor, scratch: Scratch) -> bool:
     if rows == 0 or width < 2:
         return False
     valid = mask.numpy()
-    rises = np.greater(valid[:, 1:], valid[:, :-1], out=scratch("rises", (rows, width - 1), torch.bool).numpy())
+    rises = np.greater(
+        valid[:, 1:], valid[:, :-1], out=scratch("rises", (rows, width - 1), torch.bool).numpy()
+    )
     return bool(rises.any())
 
 
@@ -178,7 +180,9 @@ def as_bool(mask: Tensor, scratch: Scratch) -> Tensor:
 
 def mask_bits(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
     """All bits set where ``mask``, which is bool, is true: for :func:`keep`."""
-    bytes_ = mask.view(torch.int8)  # negated in these: a quarter of what there is to read and write in numbers
+    bytes_ = mask.view(
+        torch.int8
+    )  # negated in these: a quarter of what there is to read and write in numbers
     if scratch is None:
         return bytes_.neg().to(_BITS[dtype])
     signs = torch.neg(bytes_, out=scratch("signs", mask.shape, torch.int8))
@@ -211,7 +215,9 @@ def _all_true(x: Tensor) -> bool:
     return x.device.type == "cpu" and bool(x.numpy().all())
 
 
-def _rows(x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor, scratch: Scratch, bits: Tensor | None = None) -> Rows:
+def _rows(
+    x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor, scratch: Scratch, bits: Tensor | None = None
+) -> Rows:
     """Statistics of a block's numbers under ``mask``: what is valid, ``on``, less the responses that are excluded.
 
     ``bits`` are those of the mask, where somebody has them.
@@ -226,7 +232,9 @@ def _rows(x: Tensor, mask: Tensor, on: Tensor, pivot: Tensor, scratch: Scratch, 
         keep(apart, bits, apart)
         squares = torch.linalg.vector_norm(apart, dim=-1).to(wide).square_()
         found.append((_number(bits), apart.sum(-1).to(wide), squares))
-    number, total, squares = found[0] if len(found) == 1 else (sum(parts) for parts in zip(*found, strict=True))
+    number, total, squares = (
+        found[0] if len(found) == 1 else (sum(parts) for parts in zip(*found, strict=True))
+    )
     written = number > 0 if mask is on else on.any(-1)  # any takes three times as long as sum
     return Rows(written, number, pivot.to(wide), total, squares, None)
 
@@ -235,8 +243,11 @@ def _join(rows: list[Rows]) -> Rows:
     """All blocks' statistics; nobody has looked at the extent."""
     if len(rows) == 1:
         return rows[0]
-    columns = zip(*((r.written, r.number, r.pivot, r.total, r.squares) for r in rows), strict=True)
-    return Rows(*(torch.cat(parts) for parts in columns), None)
+    columns = (
+        [getattr(some, name) for some in rows] for name in ("written", "number", "pivot", "total", "squares")
+    )
+    written, number, pivot, total, squares = (torch.cat(parts) for parts in columns)
+    return Rows(written, number, pivot, total, squares, None)
 
 
 def gae(
@@ -359,10 +370,10 @@ def _scan_block(
         elif later is not None:
             _add_at_end(piece, packed.bits, discount * later)
         first = _scan(piece, packed, discount, part, scratch)
-        later = first.clone() if plain else _first(packed.bits, first, later)
+        first = later = first.clone() if plain else _first(packed.bits, first, later)
         if plain:
             keep(part, packed.bits, part)
-    return later, packed.bits
+    return first, packed.bits
 
 
 def moments(x: Tensor, mask: Tensor) -> Rows:
@@ -399,12 +410,16 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Numbe
     # Each row's sums less the batch's pivot; in fp64 the mean's square can then be subtracted without harm.
     apart = pivots - pivot
     ahead = totals + number * apart
-    whole, lead, spread = number.sum(), ahead.sum(), squares.sum() + ((totals + ahead) * apart).sum()
-    least: Callable[..., Any] = torch.clamp
+    found: list[Any] = [pivot, number.sum(), ahead.sum(), squares.sum() + ((totals + ahead) * apart).sum()]
     if pivot.device.type == "cpu":  # from here on in Python, where nobody waits for a number
-        pivot, whole, lead, spread, least = pivot.item(), whole.item(), lead.item(), spread.item(), max
-    shift = lead / least(whole, 1.0)
-    return pivot, shift, least(spread - lead * shift, 0.0) / least(whole - ddof, 1.0)
+        return _mean_and_variance([x.item() for x in found], ddof, max)
+    return _mean_and_variance(found, ddof, torch.clamp)
+
+
+def _mean_and_variance(found: list[Any], ddof: float, at_least: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    pivot, number, total, squares = found
+    shift = total / at_least(number, 1.0)
+    return pivot, shift, at_least(squares - total * shift, 0.0) / at_least(number - ddof, 1.0)
 
 
 def standardise(
@@ -423,22 +438,25 @@ def standardise(
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.scores`."""
-    dtype, scratch = work_dtype(rewards), Scratch(rewards.device)
-    wide = torch.float32 if rewards.device.type == "mps" else torch.float64
-    found = []
+    dtype, scratch, found = work_dtype(rewards), Scratch(rewards.device), []
     for some in blocks(rewards.shape, block_elements(rewards)):
-        on = as_bool(mask[some], scratch)
-        kept = scratch("kept", on.shape, dtype)
-        bits = mask_bits(on, dtype, scratch)
-        total = cut(rewards[some], bits, kept).sum(-1, dtype=wide)
+        bits = mask_bits(as_bool(mask[some], scratch), dtype, scratch)
         number = _number(bits)
-        written = number > 0
-        if not _all_finite(total.to(dtype)):
-            fit = total.to(dtype).isfinite()
-            total, number = torch.where(fit, total, 0), torch.where(fit, number, 0)
-        zero = torch.zeros_like(total)
-        found.append(Rows(written, number, zero, total, zero, None))
-    return _join(found)
+        found.append((number, _exact_sum(keep(rewards[some].to(dtype), bits, bits.view(dtype)))))
+    number, total = (torch.cat(parts) for parts in zip(*found, strict=True)) if len(found) > 1 else found[0]
+    written = number > 0
+    if not _all_finite(total.to(dtype)):
+        fit = total.to(dtype).isfinite()
+        total, number = torch.where(fit, total, 0), torch.where(fit, number, 0)
+    zero = torch.zeros_like(total)
+    return Rows(written, number, zero, total, zero, None)
+
+
+def _exact_sum(x: Tensor) -> Tensor:
+    """``(R,)`` sums in fp64. torch would make a copy of the block in fp64 first, numpy makes one of 8192 numbers at a time."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.add.reduce(x.numpy(), axis=1, dtype=np.float64))
+    return x.sum(-1, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:

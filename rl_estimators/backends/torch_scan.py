@@ -47,7 +47,9 @@ def reverse_scan(
     return out
 
 
-def _scan(x: Tensor, discount: float | Tensor, out: Tensor, chunk: int, product: Callable[..., Tensor]) -> None:
+def _scan(
+    x: Tensor, discount: float | Tensor, out: Tensor, chunk: int, product: Callable[..., Tensor]
+) -> None:
     rows, length = x.shape
     size = min(length, chunk)
     chunks = length // size
