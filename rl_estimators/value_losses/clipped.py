@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate_rows
-from rl_estimators.backends.losses import row_sums
 from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
+from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("clipped", source="OpenAI baselines, ppo2/model.py")
@@ -53,10 +52,10 @@ def clipped(
     """
     check_range("clipped", cliprange_value=cliprange_value)
     term = partial(_term, reach=cliprange_value)
-    sums, number, clips, predictions = row_sums(term, vpreds, response_mask, values, returns)
-    tokens = number.sum().clamp(min=1)
-    metrics = {"vf_clipfrac": clips.sum() / tokens, "vpred_mean": predictions.sum() / tokens}
-    return aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info), metrics
+    loss, (clipfrac, mean) = reduce(
+        term, vpreds, response_mask, loss_agg_mode, global_batch_info, values, returns
+    )
+    return loss, {"vf_clipfrac": clipfrac, "vpred_mean": mean}
 
 
 def _term(valid: Tensor, new: Tensor, old: Tensor, target: Tensor, *, reach: float) -> tuple[Tensor, ...]:

@@ -6,14 +6,14 @@ control through deep reinforcement learning, Nature 518, 2015).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate, masked_mean
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
-from rl_estimators.masked import as_mask, select
+from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("huber", source="https://doi.org/10.1214/aoms/1177703732")
@@ -54,13 +54,18 @@ def huber(
         InputError: ``delta`` below 0, an unknown ``loss_agg_mode``.
     """
     check_range("huber", delta=delta)
-    mask = as_mask(response_mask)
-    error = select(vpreds, mask, returns) - select(returns.detach(), mask, vpreds)
-    size = error.abs()
-    near = size.clamp(max=delta)
-    losses = near * (size - 0.5 * near)  # both branches at once: no square that could overflow in either
-    metrics = {
-        "vf_linear_frac": masked_mean((size > delta).float(), mask),
-        "vpred_mean": masked_mean(vpreds, mask),
-    }
-    return aggregate(losses, mask, loss_agg_mode, global_batch_info), metrics
+    term = partial(_term, delta=delta)
+    loss, (linear, mean) = reduce(term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns)
+    return loss, {"vf_linear_frac": linear, "vpred_mean": mean}
+
+
+def _term(valid: Tensor, new: Tensor, target: Tensor, *, delta: float) -> tuple[Tensor, ...]:
+    """A block's losses, their slopes, V - R but at most delta in size; where that is less; and the values."""
+    error = new - target
+    slopes, size = error.clamp(-delta, delta), error.abs_()
+    near = slopes.abs()
+    linear = size > delta
+    losses = size.sub_(near, alpha=0.5).mul_(
+        near
+    )  # both branches at once: no square that could overflow in either
+    return losses, slopes, linear, new

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate, masked_mean
 from rl_estimators.calls import register_value_loss
-from rl_estimators.masked import as_mask, select
+from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("mse", source="https://arxiv.org/abs/1707.06347 eq. 9")
@@ -36,8 +35,11 @@ def mse(
     Raises:
         InputError: an unknown ``loss_agg_mode``.
     """
-    mask = as_mask(response_mask)
-    error = select(vpreds, mask, returns) - select(returns.detach(), mask, vpreds)
-    return aggregate(0.5 * error.square(), mask, loss_agg_mode, global_batch_info), {
-        "vpred_mean": masked_mean(vpreds, mask)
-    }
+    loss, (mean,) = reduce(_term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns)
+    return loss, {"vpred_mean": mean}
+
+
+def _term(valid: Tensor, new: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """A block's losses, their slopes V - R, and the values."""
+    error = new - target
+    return error.square().mul_(0.5), error, new
