@@ -154,7 +154,7 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
                 next_value[i] = _bring(
                     rewards, values, mask, b, low, high, number[i], gamma, next_value[i], x[i], packed
                 )
-        if holes:
+        if holes and discount is not None:
             for i in range(LANES):
                 b, low, high = row[i], _low(end[i]), end[i]
                 _steps(mask, b, low, high, number[i], longest, rate[i], x[i], steps[i])
@@ -162,6 +162,8 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
         else:
             for i in range(LANES):  # a shorter tile begins at its own end with what comes from the right
                 size = end[i] - _low(end[i])
+                if number[i] < size:  # without a discount a step without a number leaves the sum as it is
+                    _silence(mask[row[i], end[i] - size : end[i]], x[i])
                 x[i, size] = later[i]
                 x[i, size + 1 : longest + 1] = 0
             _advance(x, None if discount is None else rate, later, longest + 1)
@@ -251,6 +253,13 @@ def _steps(mask, b, low, high, number, longest, rate, x, steps):
             steps[t] = rate if on[t] else 1
             x[t] = x[t] if on[t] else 0
     steps[width:longest], x[width:longest] = 1, 0
+
+
+@_compiled()
+def _silence(mask, x):
+    """0 where a token is masked."""
+    for t in range(len(mask)):
+        x[t] = x[t] if mask[t] else 0
 
 
 @_compiled()
