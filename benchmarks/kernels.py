@@ -57,6 +57,7 @@ def inputs(rows: int, length: int, kind: str) -> dict[str, Any]:
         mask &= torch.rand(rows, length) > 0.1
     batch = {name: torch.randn(rows, length) for name in ("rewards", "values", "old", "new", "gain")}
     batch["new"] = (batch["old"] + 0.1 * batch["new"]).requires_grad_()
+    batch["scored"] = batch["rewards"] * mask  # as a framework has them: nothing on masked tokens
     uids = np.array([f"{number // 8:08x}" for number in range(rows)], dtype=object)
     return {**batch, "mask": mask.long(), "baselines": torch.randn(rows), "uids": uids}
 
@@ -117,6 +118,15 @@ CASES: dict[str, tuple[Call, Call, int]] = {
         lambda x: core_algos.compute_gae_advantage_return(x["rewards"], x["values"], x["mask"], 1.0, 0.95),
         lambda x: rl_estimators.estimate(
             "gae", token_level_rewards=x["rewards"], response_mask=x["mask"], values=x["values"], lam=0.95
+        ),
+        24,
+    ),
+    # as the adapters call it: rewards on masked tokens are looked for
+    "gae + carry": (
+        lambda x: core_algos.compute_gae_advantage_return(x["scored"], x["values"], x["mask"], 1.0, 0.95),
+        lambda x: rl_estimators.estimate(
+            "gae", token_level_rewards=x["scored"], response_mask=x["mask"], values=x["values"], lam=0.95,
+            masked_rewards="carry",
         ),
         24,
     ),

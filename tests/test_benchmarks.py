@@ -47,7 +47,7 @@ def test_every_case_is_timed(kernels, tmp_path, capsys):
 @pytest.mark.parametrize(
     "case",
     [
-        "gae", "reinforce_pp", "remax", "whitening", "policy loss", "gspo", "cispo", "sapo", "gpg", "reinforce",
+        "gae", "gae + carry", "reinforce_pp", "remax", "whitening", "policy loss", "gspo", "cispo", "sapo", "gpg", "reinforce",
         "kl_cov", "value loss",
     ],
 )  # fmt: skip

@@ -115,11 +115,12 @@ _COLUMNS = {
 
 
 def _table(rows: Rows | None, size: int) -> Array:
-    """What a kernel of ours knows of each row; where none has looked, the number and the extent differ: read the mask."""
+    """What our kernels found; of rows that others have read only which count: the number and the extent then differ."""
     if isinstance(rows, _Table):
         return rows.table
     table = np.zeros((size, len(kernels.FIELDS)))
-    table[:, kernels.NUMBER], table[:, kernels.EXTENT] = 1, -1
+    counts = slice(None) if rows is None else rows.counts.numpy()
+    table[counts, kernels.NUMBER], table[counts, kernels.EXTENT] = 1, -1
     return table
 
 

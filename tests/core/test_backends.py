@@ -130,6 +130,19 @@ def test_whitening_in_place_is_whitening(backend, holes, side_by_side):
     assert torch.equal(x, elsewhere)
 
 
+@each_backend
+def test_whitening_with_statistics_that_another_backend_read(backend):
+    """Holes, a response that is excluded although it has tokens, and one without any."""
+    numbers, _, mask = batch(6, 20, holes=True, fill=NAN)
+    mask[1], mask[2] = False, True
+    rows = torch_rows.moments(torch.where(mask, numbers, 0), mask)
+    rows.number[2] = 0
+    with backends.use_backend(backend):
+        found = backends.standardise(numbers, mask, rows, 0.5, 0.25, 2.0)
+    counts = mask & (torch.arange(6) != 2)[:, None]
+    torch.testing.assert_close(found, torch.where(counts, (numbers - 0.75) * 2, 0))
+
+
 def test_what_is_no_integer_mask_is_not_packed():
     for given in (
         torch.ones(2, 3),
