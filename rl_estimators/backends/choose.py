@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
 
@@ -28,18 +28,23 @@ __all__ = ["BACKENDS", "VARIABLE", "backend_for", "name_for", "use_backend"]
 BACKENDS = ("torch", "numba", "triton")
 VARIABLE = "RL_ESTIMATORS_BACKEND"
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
+_FASTEST = {device: name for name, device in _DEVICE.items()}
 _MODULE = {name: f"rl_estimators.backends.{name}_rows" for name in BACKENDS}
 _asked: ContextVar[str | None] = ContextVar("rl_estimators_backend", default=None)
 
 
-@contextmanager
-def use_backend(name: str | None) -> Iterator[None]:
+def use_backend(name: str | None) -> AbstractContextManager[None]:
     """Have everything inside computed by the backend ``name``, whatever the environment says; None changes nothing.
 
     Raises:
         InputError: no such backend.
     """
-    token = _asked.set(_known(name, "backend") if name is not None else _asked.get())
+    return nullcontext() if name is None else _asking(_known(name, "backend"))
+
+
+@contextmanager
+def _asking(name: str | None) -> Iterator[None]:
+    token = _asked.set(name)
     try:
         yield
     finally:
@@ -55,7 +60,7 @@ def name_for(x: Tensor) -> str:
     name = _asked.get() or _known(os.environ.get(VARIABLE) or None, VARIABLE)
     device = x.device.type
     if name is None:
-        name = next((backend for backend, serves in _DEVICE.items() if serves == device), "torch")
+        name = _FASTEST.get(device, "torch")
         if not _installed(name):
             return "torch"
     serves = "cpu" if name == "triton" and _interpreted() else _DEVICE.get(name, device)
