@@ -35,7 +35,7 @@ SMALL = ((6, 40), (8, 300))
 CASES = {
     name: case for name, case in ALL.items() if name != "groups"
 }  # that one is about strings, on the host
-TRITON = ("gae",)  # what has a triton kernel
+TRITON = ("gae", "reinforce_pp", "grpo", "remax", "whitening")  # what has triton kernels
 UIDS = ("grpo",)  # strings come from the host, so the host waits until they are over
 OTHERWISE = ("gmpo",)  # verl lets each token's own advantage choose the side of the clip: held against ours
 DRAWN = ("clip_cov",)  # draws tokens: timed, not held against anything

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends import torch_rows
-from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, inverse_std, work_dtype
 
 __all__ = [
     "discounted_sum",
@@ -172,17 +172,17 @@ def pack(mask: Tensor, out: Tensor) -> bool:
     return not any(odd)
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rl_estimators.backends.pooled`."""
     wanted = (rows.number, rows.pivot, rows.total, rows.squares)
     number, start, total, squares = (x.contiguous().numpy() for x in wanted)
     found = kernels.pool(number, start, total, squares, by_row, float(ddof))
     pivot, shift, variance = torch.tensor(found, dtype=torch.float64).unbind()
-    return pivot, shift, variance
+    return pivot, shift, inverse_std(variance, eps, eps_in)
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
     number, reach = rows.number.contiguous().numpy(), _reach(rows, len(x))[1]

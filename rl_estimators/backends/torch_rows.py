@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Rows, Scan, as_work, blocks, empty, inverse_std, work_dtype
 from rl_estimators.backends.torch_scan import padded, reverse_scan
 
 __all__ = [
@@ -363,7 +363,7 @@ def pack(mask: Tensor, out: Tensor) -> bool:
     return True
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rl_estimators.backends.pooled`."""
     number = rows.number.to(rows.total.dtype)
     weight = 1 / number.clamp(min=1) if by_row else torch.ones_like(number)
@@ -373,11 +373,12 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Tensor, Tensor, Tenso
     shift = (weight * (rows.total + number * apart)).sum() / whole.clamp(min=1)
     off = apart - shift
     squares = weight * (rows.squares + off * (2 * rows.total + number * off))
-    return pivot, shift, squares.sum().clamp(min=0) / (whole - ddof).clamp(min=1)
+    variance = squares.sum().clamp(min=0) / (whole - ddof).clamp(min=1)
+    return pivot, shift, inverse_std(variance, eps, eps_in)
 
 
 def standardise(
-    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor | float, out: Tensor
+    x: Tensor, mask: Tensor, rows: Rows, pivot: Tensor, shift: Tensor, scale: Tensor, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
     scratch, counts = Scratch(x.device), rows.counts
