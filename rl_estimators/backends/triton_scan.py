@@ -11,7 +11,8 @@ So is GAE. What a token adds to the one left of it, :math:`u = d A + \gamma V`, 
     A_k = u_{k+1} + r_k - V_k, \qquad u_k = d \, u_{k+1} + d \, r_k + (\gamma - d) V_k, \qquad
     u_{n+1} = \gamma V_{n+1}
 
-This is the lambda-return less the value. Where V is large and A small it loses fewer digits than a sum of TD errors.
+This is the lambda-return less the value; with lambda = 1 no value enters u, and large ones cost no digits. A block's maps are
+those of the tokens one further right, so that each token finds what it gets.
 
 Blocks of a row go from right to left and hand on what they end in. The statistics are taken on the way, and nothing makes
 the host wait. If a sum is not finite the row is excluded, and written again.
@@ -35,6 +36,15 @@ def _after(a1, b1, a2, b2):
 def _odd(x):
     """Whether a number is not finite."""
     return (x != x) | (tl.abs(x) == float("inf"))
+
+
+@triton.jit
+def _token(rewards, values, mask, at, length):
+    """Whether tokens of a row are valid, their rewards and values; 0 where they are not."""
+    on = tl.load(mask + at, mask=at < length, other=0) != 0
+    r = tl.load(rewards + at, mask=on, other=0.0).to(tl.float32)
+    v = tl.load(values + at, mask=on, other=0.0).to(tl.float32)
+    return on, r, v
 
 
 @triton.jit
@@ -62,18 +72,16 @@ def gae_kernel(
     for k in range(block_count):
         at = (block_count - 1 - k) * BLOCK + lanes
         inside = at < length
-        on = tl.load(mask + at, mask=inside, other=0) != 0
-        v = tl.load(values + at, mask=on, other=0.0).to(tl.float32)
-        r = tl.load(rewards + at, mask=on, other=0.0).to(tl.float32)
-        maps = (tl.where(on, decay, 1.0), decay * r + (gamma - decay) * v)
-        a, b = tl.associative_scan(maps, 0, _after, reverse=True)
-        added = a * later + b
-        got = tl.where(lanes == BLOCK - 1, later, tl.gather(added, tl.minimum(lanes + 1, BLOCK - 1), 0))
+        on, r, v = _token(rewards, values, mask, at, length)
+        right, reward, value = _token(rewards, values, mask, at + 1, length)
+        b = decay * reward + (gamma - decay) * value
+        a, b = tl.associative_scan((tl.where(right, decay, 1.0), b), 0, _after, reverse=True)
+        got = a * later + b
         y = tl.where(on, got + (r - v), 0.0)
         tl.store(advantages + at, y, mask=inside)
         tl.store(targets + at, y + v, mask=inside)
         extent, pivot, number, total, squares = add_block(y, on, at, extent, pivot, number, total, squares)
-        later = tl.sum(tl.where(lanes == 0, added, 0.0), 0)
+        later = tl.sum(tl.where(lanes == 0, got, 0.0), 0)
     apart = tl.sum(total, 0)
     excluded = _odd(apart)  # as one of the numbers is then: in fp64 they cannot overflow
     store_row(written, counts, sums, tl.sum(number, 0), extent, pivot, apart, tl.sum(squares, 0), excluded)
@@ -81,8 +89,7 @@ def gae_kernel(
         for k in range(block_count):
             at = k * BLOCK + lanes
             inside = at < length
-            on = tl.load(mask + at, mask=inside, other=0) != 0
-            v = tl.load(values + at, mask=on, other=0.0).to(tl.float32)
+            _, _, v = _token(rewards, values, mask, at, length)
             tl.store(advantages + at, tl.zeros((BLOCK,), tl.float32), mask=inside)
             tl.store(targets + at, tl.where(_odd(v), 0.0, v), mask=inside)
 
