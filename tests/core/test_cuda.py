@@ -147,6 +147,15 @@ def test_triton_s_kernels_compile_here_without_a_warning():
         assert backends.choose.name_for(torch.ones(1, device="cuda")) == "triton"
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_device_that_is_not_the_current_one(name):
+    """Triton launches on the current device, whatever its tensors are on."""
+    here, there = (estimate(name, batch(device)) for device in ("cuda:0", "cuda:1"))
+    assert there.advantages.device.index == 1
+    assert torch.equal(here.advantages.cpu(), there.advantages.cpu())
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_same_inputs_give_the_same_bits(name, device):

@@ -179,6 +179,18 @@ def test_what_is_known_of_each_row():
     assert found.rows.squares.tolist() == [193.0, 13.0, 0.0, 0.0]
 
 
+def test_rows_whose_end_is_not_known():
+    """As torch's kernels leave it: the mask is read, and an excluded response is 0 as ever."""
+    mask = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+    x = torch.tensor([[1.0, NAN, 3.0, NAN], [5.0, 6.0, NAN, NAN], [INF, 1.0, 1.0, 1.0]])
+    rows = backends.scores(x, mask)._replace(extent=None)
+    pivot, shift, scale = (torch.tensor(number, dtype=torch.float64) for number in (1.0, 2.0, 0.5))
+    wanted = [[-1.0, 0.0, 0.0, 0.0], [1.0, 1.5, 0.0, 0.0], [0.0] * 4]
+    assert backends.standardise(x, mask, rows, pivot, shift, scale).tolist() == wanted
+    found = backends.spread(torch.tensor([2.0, 3.0, 4.0]), mask, rows)
+    assert found.tolist() == [[2.0, 0.0, 2.0, 0.0], [3.0, 3.0, 0.0, 0.0], [0.0] * 4]
+
+
 def test_more_rows_than_the_pool_reads_at_once():
     """Twenty rows in blocks of eight, those of the first without a token: 8 to 19 have the mean 13.5 and the squares 143."""
     x, mask = torch.arange(20.0)[:, None], (torch.arange(20) >= 8)[:, None]
