@@ -4,16 +4,14 @@ Two rules of :mod:`rl_estimators.masked` hold: nothing at a masked position is r
 exactly 0 afterwards, whatever the convention.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from rl_estimators import backends
-from rl_estimators.backends.rows import Number
+from rl_estimators.backends.rows import inverse_std
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.masked import to_tokens
@@ -137,8 +135,8 @@ def standardised(
     """
     if not x.numel():
         return x if out is None else out
-    pivot, shift, variance = backends.pooled(rows, how.weighting == "sequence", how.ddof)
-    return backends.standardise(x, mask, rows, pivot, shift, _inverse(variance, how), out)
+    found = backends.pooled(rows, how.weighting == "sequence", how.ddof, how.eps, how.eps_in)
+    return backends.standardise(x, mask, rows, *found, out)
 
 
 def unit_variance(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
@@ -149,17 +147,8 @@ def unit_variance(x: Tensor, mask: Tensor, how: Whitening = STANDARD) -> Tensor:
         mask: Same shape, bool.
         how: The conventions; each number counts once, whatever its weighting.
     """
-    return x * _inverse(x.square().sum() / (mask.sum() - how.ddof).clamp(min=1), how)
-
-
-def _inverse(variance: Number, how: Whitening) -> Number:
-    """What numbers of that variance are multiplied by; 0 where it would be infinite: then eps is 0, and so are they."""
-    if not isinstance(variance, Tensor) or variance.device.type == "cpu":  # in Python a fifth of the time
-        number = float(variance)
-        size = math.sqrt(number + how.eps) if how.eps_in == "variance" else math.sqrt(number) + how.eps
-        return 1 / size if 0 < size < math.inf else 0.0
-    inverse = (variance + how.eps).rsqrt() if how.eps_in == "variance" else 1 / (variance.sqrt() + how.eps)
-    return torch.where(inverse.isfinite(), inverse, 0)
+    variance = x.square().sum() / (mask.sum() - how.ddof).clamp(min=1)
+    return x * inverse_std(variance, how.eps, how.eps_in)
 
 
 def normalise_centred(

@@ -4,7 +4,8 @@ Each backend has the same functions; those below take the one that :mod:`rl_esti
 
 - ``torch_rows`` (any device): blocks of rows, the recursion as products with a triangular matrix (``torch_scan``).
 - ``numba_rows`` (CPU): compiled loops over rows (``numba_scan``).
-- ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``).
+- ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``); sums over rows
+  (``triton_sums``), numbers written to every token (``triton_spread``).
 
 They take a batch as a framework passes it, and hold to the rules of :mod:`rl_estimators.masked`: what stands at a masked
 position is not read, and a response with a number that is not finite, or whose sum is not, gets the advantage 0. What
@@ -131,8 +132,10 @@ def packed(mask: Any) -> Any:
     return mask if found is None else found
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
-    r"""Mean and variance of all rows together, from each row's statistics.
+def pooled(
+    rows: Rows, by_row: bool, ddof: float, eps: float = 0.0, eps_in: str = "variance"
+) -> tuple[Number, Number, Number]:
+    r"""What :func:`standardise` takes: mean and scale of all rows together, from each row's statistics.
 
     A row has n numbers, their sum s and sum of squares q less its pivot p. With all rows' pivots less one of them,
     :math:`a = p - p_0`,
@@ -140,17 +143,20 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Numbe
     .. math:: \bar x - p_0 = \frac{1}{W} \sum w (s + n a), \qquad
         s^2 = \frac{1}{W - \mathrm{ddof}} \sum w (q + 2 b s + n b^2), \qquad b = p - \bar x
 
-    in fp64. Where no number differs from the pivot, both are exactly 0.
+    in fp64; the scale is :math:`1 / \sqrt{s^2 + \epsilon}`. Where no number differs from the pivot, the mean is it and
+    the variance 0, both exactly.
 
     Args:
         rows: Of at least one row.
         by_row: A row's numbers weigh w = 1 / n and W is the number of rows; else w = 1 and W is that of all numbers.
         ddof: In [0, 1].
+        eps: :math:`\epsilon`, at least 0.
+        eps_in: ``"variance"``; with ``"std"`` the scale is :math:`1 / (s + \epsilon)`.
 
     Returns:
-        :math:`p_0`, the mean less it, and the variance; 0-dim, on the CPU floats.
+        :math:`p_0`, the mean less it, and the scale, 0 where it would be infinite; 0-dim in fp64, or floats.
     """
-    found: tuple[Number, Number, Number] = _kernel("pooled", rows.pivot)(rows, by_row, ddof)
+    found: tuple[Number, Number, Number] = _kernel("pooled", rows.pivot)(rows, by_row, ddof, eps, eps_in)
     return found
 
 

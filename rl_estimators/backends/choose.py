@@ -2,7 +2,7 @@
 
 Without a word from the user the fastest that is installed: numba's for tensors on the CPU, triton's for those on a CUDA
 device, torch's for all else. ``RL_ESTIMATORS_BACKEND`` or ``backend=`` names another. A backend serves its own
-device; tensors elsewhere, and what it has no kernel for, go to torch's, which serve them all.
+device; tensors elsewhere, and what it has no kernel for (triton: fp64), go to torch's, which serve them all.
 
 A backend that cannot be imported or compiled is replaced by torch's, with one warning: its numbers agree to rounding.
 """

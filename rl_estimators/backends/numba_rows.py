@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends import torch_rows
-from rl_estimators.backends.rows import Number, Rows, Scan, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, blocks, empty, inverse_std, work_dtype
 
 __all__ = [
     "discounted_sum",
@@ -199,12 +199,12 @@ def pack(mask: Tensor) -> Tensor | None:
     return None if any(odd) else out
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
+def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Number, Number, Number]:
     """See :func:`rl_estimators.backends.pooled`."""
     if not isinstance(rows, _Table):
-        return torch_rows.pooled(rows, by_row, ddof)
+        return torch_rows.pooled(rows, by_row, ddof, eps, eps_in)
     pivot, shift, variance = kernels.pool(rows.table, by_row, float(ddof))
-    return pivot, shift, variance
+    return pivot, shift, inverse_std(variance, eps, eps_in)
 
 
 def standardise(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "empty", "work_dtype"]
+__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "empty", "inverse_std", "work_dtype"]
 
 _HUGE = 4 << 20  # bytes from which numpy asks for huge pages
 _LINE = 1024  # bytes by which outputs are kept apart modulo a page
@@ -75,6 +75,20 @@ def blocks(shape: tuple[int, ...], elements: int) -> Iterator[slice]:
     step = max(1, elements // max(length, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def inverse_std(variance: Number, eps: float, eps_in: str) -> Number:
+    """What numbers of that variance are multiplied by to have 1, see ``backends.pooled``.
+
+    It is 0 where it would be infinite: then eps is 0, and so are they. On the CPU, where nobody waits for a number, in
+    Python in place of five operations of torch.
+    """
+    if not isinstance(variance, Tensor) or variance.device.type == "cpu":
+        number = float(variance)
+        size = math.sqrt(number + eps) if eps_in == "variance" else math.sqrt(number) + eps
+        return 1 / size if 0 < size < math.inf else 0.0
+    divisor = (variance + eps).sqrt_() if eps_in == "variance" else variance.sqrt() + eps
+    return divisor.reciprocal_().nan_to_num_(0.0, 0.0)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, empty, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, empty, inverse_std, work_dtype
 from rl_estimators.backends.torch_scan import padded, reverse_scan
 
 __all__ = [
@@ -400,7 +400,7 @@ def pack(mask: Tensor) -> Tensor | None:
     return out
 
 
-def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Number]:
+def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Number, Number, Number]:
     """See :func:`rl_estimators.backends.pooled`."""
     number, pivots, totals, squares = rows.number.to(rows.total.dtype), rows.pivot, rows.total, rows.squares
     pivot = pivots.gather(0, rows.counts.byte().argmax(0, keepdim=True))[0]  # of the first row that counts
@@ -411,15 +411,13 @@ def pooled(rows: Rows, by_row: bool, ddof: float) -> tuple[Number, Number, Numbe
     apart = pivots - pivot
     ahead = totals + number * apart
     found: list[Any] = [pivot, number.sum(), ahead.sum(), squares.sum() + ((totals + ahead) * apart).sum()]
+    at_least: Callable[..., Any] = torch.clamp
     if pivot.device.type == "cpu":  # from here on in Python, where nobody waits for a number
-        return _mean_and_variance([x.item() for x in found], ddof, max)
-    return _mean_and_variance(found, ddof, torch.clamp)
-
-
-def _mean_and_variance(found: list[Any], ddof: float, at_least: Callable[..., Any]) -> tuple[Any, Any, Any]:
-    pivot, number, total, squares = found
-    shift = total / at_least(number, 1.0)
-    return pivot, shift, at_least(squares - total * shift, 0.0) / at_least(number - ddof, 1.0)
+        found, at_least = [x.item() for x in found], max
+    pivot, whole, lead, spread = found
+    shift = lead / at_least(whole, 1.0)
+    variance = at_least(spread - lead * shift, 0.0) / at_least(whole - ddof, 1.0)
+    return pivot, shift, inverse_std(variance, eps, eps_in)
 
 
 def standardise(

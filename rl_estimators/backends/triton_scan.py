@@ -1,94 +1,153 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-r"""GAE in one reading of the batch on a CUDA device: one program per row, the recursion as an associative scan.
+r"""The recursions in one reading of the batch on a CUDA device: one program per row, each an associative scan.
 
-A token maps what stands right of it, the next value V' and the running advantage A', to its own:
+A step of a discounted sum is a map :math:`y' \mapsto a y' + b`, with a = d and b = x on a valid token and the identity on a
+masked one. Two of them one after the other are such a map again, so a block of tokens is scanned in log2 steps instead of
+one by one, holes included and exact.
+
+So is GAE. What a token adds to the one left of it, :math:`u = d A + \gamma V`, follows from what it got itself:
 
 .. math::
-    (A', V') \mapsto (d A' + \gamma V' + r - V, \; V) \quad \text{valid}, \qquad
-    (A', V') \mapsto (A', V') \quad \text{masked}
+    A_k = u_{k+1} + r_k - V_k, \qquad u_k = d \, u_{k+1} + d \, r_k + (\gamma - d) V_k, \qquad
+    u_{n+1} = \gamma V_{n+1}
 
-All of these are of the form :math:`(a A' + g V' + b, \; h ? v : V')`, and two of them one after the other are again. So a
-block of tokens is scanned in log2 steps instead of one by one, holes included and exact: a masked token is the identity.
-Blocks of a row go from right to left and hand on the pair. Sums for whitening are taken on the way, and nothing makes
-the host wait.
+This is the lambda-return less the value; with lambda = 1 no value enters u, and large ones cost no digits. A block's maps are
+those of the tokens one further right, so that each token finds what it gets.
+
+Blocks of a row go from right to left and hand on what they end in. The statistics are taken on the way, and nothing makes
+the host wait. If a sum is not finite the row is excluded, and written again.
 """
 
 import triton
 import triton.language as tl
 
-__all__ = ["gae_kernel"]
+from rl_estimators.backends.triton_sums import add_block, store_row
+
+__all__ = ["gae_kernel", "returns_kernel"]
 
 
 @triton.jit
-def _after(a1, g1, b1, h1, v1, a2, g2, b2, h2, v2):
+def _after(a1, b1, a2, b2):
     """The map of what stands left (2) after the map of what stands right (1)."""
-    a = a2 * a1
-    g = a2 * g1 + (1.0 - h1) * g2
-    b = a2 * b1 + h1 * v1 * g2 + b2
-    v = h2 * v2 + (1.0 - h2) * v1
-    h = h1 + h2 - h1 * h2
-    return a, g, b, h, v
+    return a2 * a1, a2 * b1 + b2
+
+
+@triton.jit
+def _odd(x):
+    """Whether a number is not finite."""
+    return (x != x) | (tl.abs(x) == float("inf"))
+
+
+@triton.jit
+def _token(rewards, values, mask, at, length):
+    """Whether tokens of a row are valid, their rewards and values; 0 where they are not."""
+    on = tl.load(mask + at, mask=at < length, other=0) != 0
+    r = tl.load(rewards + at, mask=on, other=0.0).to(tl.float32)
+    v = tl.load(values + at, mask=on, other=0.0).to(tl.float32)
+    return on, r, v
 
 
 @triton.jit
 def gae_kernel(
-    rewards, values, mask, last, advantages, targets, stats,
+    rewards, values, mask, last, advantages, targets, written, counts, sums,
     length, reward_stride, value_stride, mask_stride, gamma, decay, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row. ``stats`` is ``(B, 5)``: written, number, pivot, total and squares, as in ``rows.Rows``."""
+    """One row; without ``last`` nothing follows it."""
     row = tl.program_id(0).to(tl.int64)
-    next_value = tl.load(last + row)
-    later = next_value * 0.0
-    finite = later == 0.0
-    later = tl.where(finite, later, 0.0)
-    pivot = 0.0
-    number = 0.0
-    total = tl.zeros((), tl.float64)
-    squares = tl.zeros((), tl.float64)
+    rewards += row * reward_stride
+    values += row * value_stride
+    mask += row * mask_stride
+    advantages += row * length
+    targets += row * length
+    later = tl.zeros((), tl.float32)
+    if last is not None:
+        later = gamma * tl.load(last + row)
+    extent = tl.zeros((), tl.int32)
+    pivot = tl.zeros((), tl.float32)
+    number = tl.zeros((BLOCK,), tl.int32)
+    total = tl.zeros((BLOCK,), tl.float64)
+    squares = tl.zeros((BLOCK,), tl.float64)
     block_count = tl.cdiv(length, BLOCK)
     lanes = tl.arange(0, BLOCK)
     for k in range(block_count):
         at = (block_count - 1 - k) * BLOCK + lanes
         inside = at < length
-        on = tl.load(mask + row * mask_stride + at, mask=inside, other=0) != 0
-        v = tl.load(values + row * value_stride + at, mask=inside & on, other=0.0).to(tl.float32)
-        r = tl.load(rewards + row * reward_stride + at, mask=inside & on, other=0.0).to(tl.float32)
-        held = on.to(tl.float32)
-        maps = (tl.where(on, decay, 1.0), tl.where(on, gamma, 0.0), r - v, held, v)
-        a, g, b, h, x = tl.associative_scan(maps, 0, _after, reverse=True)
-        y = tl.where(on, a * later + g * next_value + b, 0.0)
-        tl.store(advantages + row * length + at, y, mask=inside)
-        tl.store(targets + row * length + at, y + v, mask=inside)
-        first = lanes == 0
-        later = tl.sum(tl.where(first, a * later + g * next_value + b, 0.0), 0)
-        seen = tl.sum(tl.where(first, h, 0.0), 0)
-        next_value = seen * tl.sum(tl.where(first, x, 0.0), 0) + (1.0 - seen) * next_value
-        here = tl.sum(held, 0)
-        rightmost = tl.max(tl.where(on, lanes, -1), 0)
-        new = tl.sum(tl.where(lanes == rightmost, y, 0.0), 0)
-        pivot = tl.where((number == 0.0) & (here > 0.0), new, pivot)
-        apart = tl.where(on, y - pivot, 0.0)
-        number += here
-        total += tl.sum(apart, 0).to(tl.float64)
-        squares += tl.sum(apart * apart, 0).to(tl.float64)
-    place = stats + row * 5
-    tl.store(place, number)
-    tl.store(place + 1, number)
-    tl.store(place + 2, pivot)
-    tl.store(place + 3, total)
-    tl.store(place + 4, squares)
-    # A number that is not finite has come through to the first token: then the row is excluded, and written again.
-    bad = (number > 0.0) & ((later != later) | (tl.abs(later) == float("inf")) | (finite == 0))
-    if bad:
+        on, r, v = _token(rewards, values, mask, at, length)
+        right, reward, value = _token(rewards, values, mask, at + 1, length)
+        b = decay * reward + (gamma - decay) * value
+        a, b = tl.associative_scan((tl.where(right, decay, 1.0), b), 0, _after, reverse=True)
+        got = a * later + b
+        y = tl.where(on, got + (r - v), 0.0)
+        tl.store(advantages + at, y, mask=inside)
+        tl.store(targets + at, y + v, mask=inside)
+        extent, pivot, number, total, squares = add_block(y, on, at, extent, pivot, number, total, squares)
+        later = tl.sum(tl.where(lanes == 0, got, 0.0), 0)
+    apart = tl.sum(total, 0)
+    excluded = _odd(apart)  # as one of the numbers is then: in fp64 they cannot overflow
+    store_row(written, counts, sums, tl.sum(number, 0), extent, pivot, apart, tl.sum(squares, 0), excluded)
+    if excluded:
         for k in range(block_count):
             at = k * BLOCK + lanes
             inside = at < length
-            on = tl.load(mask + row * mask_stride + at, mask=inside, other=0) != 0
-            v = tl.load(values + row * value_stride + at, mask=inside & on, other=0.0).to(tl.float32)
-            fit = (v == v) & (tl.abs(v) != float("inf"))
-            tl.store(advantages + row * length + at, tl.zeros((BLOCK,), tl.float32), mask=inside)
-            tl.store(targets + row * length + at, tl.where(fit, v, 0.0), mask=inside)
-        tl.store(place + 1, 0.0)
-        tl.store(place + 2, 0.0)
-        tl.store(place + 3, 0.0)
-        tl.store(place + 4, 0.0)
+            _, _, v = _token(rewards, values, mask, at, length)
+            tl.store(advantages + at, tl.zeros((BLOCK,), tl.float32), mask=inside)
+            tl.store(targets + at, tl.where(_odd(v), 0.0, v), mask=inside)
+
+
+@triton.jit
+def returns_kernel(
+    rewards, mask, rates, less, ahead, totals, written, counts, sums,
+    length, reward_stride, mask_stride, discount, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row; ``rates`` stands in for ``discount`` where there is one, and without ``less`` there are no ``totals``."""
+    row = tl.program_id(0).to(tl.int64)
+    rewards += row * reward_stride
+    mask += row * mask_stride
+    ahead += row * length
+    totals += row * length
+    rate = discount
+    if rates is not None:
+        rate = tl.load(rates + row)
+    baseline = tl.zeros((), tl.float32)
+    if less is not None:
+        baseline = tl.load(less + row)
+    later = tl.zeros((), tl.float32)
+    extent = tl.zeros((), tl.int32)
+    pivot = tl.zeros((), tl.float32)
+    number = tl.zeros((BLOCK,), tl.int32)
+    total = tl.zeros((BLOCK,), tl.float64)
+    squares = tl.zeros((BLOCK,), tl.float64)
+    block_count = tl.cdiv(length, BLOCK)
+    lanes = tl.arange(0, BLOCK)
+    for k in range(block_count):
+        at = (block_count - 1 - k) * BLOCK + lanes
+        inside = at < length
+        on = tl.load(mask + at, mask=inside, other=0) != 0
+        r = tl.load(rewards + at, mask=on, other=0.0).to(tl.float32)
+        a, b = tl.associative_scan((tl.where(on, rate, 1.0), r), 0, _after, reverse=True)
+        y = a * later + b
+        later = tl.sum(tl.where(lanes == 0, y, 0.0), 0)
+        y = tl.where(on, y, 0.0)
+        tl.store(ahead + at, tl.where(on, y - baseline, 0.0), mask=inside)
+        if less is not None:
+            tl.store(totals + at, y, mask=inside)
+        extent, pivot, number, total, squares = add_block(y, on, at, extent, pivot, number, total, squares)
+    excluded = _odd(later - baseline)  # what is not finite has come through to the first token
+    store_row(
+        written,
+        counts,
+        sums,
+        tl.sum(number, 0),
+        extent,
+        pivot,
+        tl.sum(total, 0),
+        tl.sum(squares, 0),
+        excluded,
+    )
+    if excluded:
+        nothing = tl.zeros((BLOCK,), tl.float32)
+        for k in range(block_count):
+            at = k * BLOCK + lanes
+            tl.store(ahead + at, nothing, mask=at < length)
+            if less is not None:
+                tl.store(totals + at, nothing, mask=at < length)

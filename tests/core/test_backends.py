@@ -9,16 +9,15 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
-from packaging.version import Version
 
 import rl_estimators
 from rl_estimators import backends
 from rl_estimators.backends import choose, torch_rows, torch_scan
+from rl_estimators.backends.losses import row_sums
 from rl_estimators.errors import InputError
 from rl_estimators.policy_losses import ppo_clip
 from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
@@ -35,7 +34,8 @@ def installed(name):
     return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{name} is not installed"))
 
 
-BACKENDS = [installed("torch"), installed("numba")]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # in a process of its own, see test_triton.py
+BACKENDS = [installed("torch"), installed("numba"), *(["triton"] if INTERPRETED else [])]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 DISCOUNTS = [(1.0, 1.0), (1.0, 0.95), (0.99, 0.95), (0.5, 0.0), (0.0, 1.0)]
 
@@ -43,6 +43,8 @@ DISCOUNTS = [(1.0, 1.0), (1.0, 0.95), (0.99, 0.95), (0.5, 0.0), (0.0, 1.0)]
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     monkeypatch.delenv(choose.VARIABLE, raising=False)
+    with np.errstate(all="ignore" if INTERPRETED else None):  # triton's interpreter computes in numpy
+        yield
 
 
 def batch(rows, length, *, holes=False, dtype=torch.float32, fill=NAN, seed=0):
@@ -138,7 +140,8 @@ def test_whitening_with_statistics_that_another_backend_read(backend):
     rows = torch_rows.moments(torch.where(mask, numbers, 0), mask)
     rows.number[2] = 0
     with backends.use_backend(backend):
-        found = backends.standardise(numbers, mask, rows, 0.5, 0.25, 2.0)
+        how = (torch.tensor(n, dtype=torch.float64) for n in (0.5, 0.25, 2.0))
+        found = backends.standardise(numbers, mask, rows, *how)
     counts = mask & (torch.arange(6) != 2)[:, None]
     torch.testing.assert_close(found, torch.where(counts, (numbers - 0.75) * 2, 0))
 
@@ -273,18 +276,35 @@ def test_rows_of_several_tiles_side_by_side(backend):
 @each_backend
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("ddof", [0, 1])
-def test_moments_of_all_rows_together(backend, by_row, ddof):
-    """Against numpy's weighted mean and variance in fp64, around 1e4."""
+@pytest.mark.parametrize(("eps", "eps_in"), [(0.0, "variance"), (0.5, "variance"), (0.5, "std")])
+def test_moments_of_all_rows_together(backend, by_row, ddof, eps, eps_in):
+    """Against numpy's weighted mean and variance in fp64, around 1e4; one row has one token."""
     x, _, mask = batch(9, 50, holes=True, fill=0.0)
+    mask[3] = torch.arange(50) == 7
     x += 1e4
     valid, numbers = mask.numpy(), x.double().numpy()
     weights = np.where(valid, 1 / np.maximum(valid.sum(1, keepdims=True), 1) if by_row else 1.0, 0.0)
     mean = (weights * numbers).sum() / weights.sum()
     variance = (weights * (numbers - mean) ** 2).sum() / (weights.sum() - ddof)
     with backends.use_backend(backend):
-        pivot, shift, found = backends.pooled(backends.moments(x, mask), by_row, ddof)
-    assert pivot + shift == pytest.approx(mean, rel=1e-12)
-    assert found == pytest.approx(variance, rel=1e-6)
+        rows = backends.moments(x, mask)
+        pivot, shift, scale = backends.pooled(rows, by_row, ddof, eps, eps_in)
+    assert float(pivot + shift) == pytest.approx(mean, rel=1e-12)
+    size = np.sqrt(variance + eps) if eps_in == "variance" else np.sqrt(variance) + eps
+    assert float(scale) == pytest.approx(1 / size, rel=1e-6)
+    assert torch.equal(rows.number, mask.sum(-1))
+    assert torch.equal(rows.written, mask.any(-1))
+
+
+@each_backend
+@pytest.mark.parametrize("eps_in", ["variance", "std"])
+def test_what_does_not_differ_has_no_scale(backend, eps_in):
+    """1 over a spread of 0 and an epsilon of 0; the last row alone counts, and is its own pivot."""
+    x, mask = torch.full((3, 4), 0.1), torch.zeros(3, 4)
+    mask[2, 1:3] = 1
+    with backends.use_backend(backend):
+        pivot, shift, scale = backends.pooled(backends.moments(x, mask), False, 1.0, 0.0, eps_in)
+    assert (float(pivot), float(shift), float(scale)) == (x[0, 0].item(), 0.0, 0.0)
 
 
 @each_backend
@@ -323,19 +343,40 @@ def test_a_response_that_is_not_finite_is_excluded(backend):
 
 @each_backend
 def test_a_sum_that_overflows_is_excluded_and_counted(backend):
-    """2e38 + 2e38 is beyond fp32 and not beyond fp64; 1e38 + 1e38 is within both."""
+    """2e38 + 2e38 is beyond fp32 and not beyond fp64; 1e38 + 1e38 is within both.
+
+    So is a reward less the value before it, also where little of it would reach a token further left.
+    """
     x, mask, zero = torch.tensor([[2e38, 2e38], [1e38, 1e38]]), torch.ones(2, 2), torch.zeros(2, 2)
+    apart = torch.tensor([[3e38, 0.0], [1e38, 0.0]])
     with backends.use_backend(backend), rl_estimators.collect_metrics() as metrics:
         found = [
             backends.gae(x, zero, mask, None, 1.0, 1.0).rows,
+            backends.gae(apart, -apart, mask, None, 0.9, 0.5).rows,
             backends.returns(x, mask, 1.0).rows,
             backends.returns(x, mask, 1.0, torch.zeros(2)).rows,
             backends.scores(x, mask),
         ]
         wide = backends.scores(x.double(), mask)
-    assert [rows.number.tolist() for rows in found] == [[0, 2]] * 4
-    assert metrics["excluded_responses"] == 4
+    assert [rows.number.tolist() for rows in found] == [[0, 2]] * 5
+    assert metrics["excluded_responses"] == 5
     assert wide.number.tolist() == [2, 2]
+
+
+@each_backend
+def test_a_baseline_that_is_not_finite_excludes_its_row(backend):
+    """And so does one that a sum is further from than fp32 reaches."""
+    x, mask = torch.tensor([[1.0, NAN, 2.0]] * 4 + [[3e38, NAN, 0.0]]), torch.tensor([[1, 0, 1]] * 5)
+    baselines = torch.tensor([NAN, INF, -INF, 1.0, -3e38])
+    with backends.use_backend(backend):
+        found = backends.returns(x, mask, 0.5, baselines)
+    assert found.rows.number.tolist() == [0, 0, 0, 2, 0]
+    assert found.rows.written.all()
+    assert found.advantages[3].tolist() == [1.0, 0.0, 1.0]  # 1 + 2 / 2 and 2, less 1
+    assert found.returns[3].tolist() == [2.0, 0.0, 2.0]
+    others = torch.tensor([0, 1, 2, 4])
+    assert (found.advantages[others] == 0).all()
+    assert (found.returns[others] == 0).all()
 
 
 @each_backend
@@ -532,44 +573,6 @@ def test_importing_the_package_imports_no_compiler():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def why_not_interpreted():
-    """Why triton cannot interpret its kernels here; empty if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if Version(version("triton")) < Version("3.7") and Version(version("numpy")) >= Version("2.4"):
-        return "the interpreter of triton before 3.7 wants numpy before 2.4"
-    return ""
-
-
-@pytest.mark.skipif(bool(why_not_interpreted()), reason=why_not_interpreted())
-def test_triton_s_kernel_in_its_interpreter():
-    """In a process of its own: whether triton interprets is settled at its import."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", TRITON], check=True, env=environment)
-
-
-TRITON = """
-import torch
-from rl_estimators import backends
-torch.manual_seed(0)
-for rows, length in ((3, 5), (4, 1500)):
-    r, v, mask = torch.randn(rows, length), torch.randn(rows, length), torch.rand(rows, length) > 0.3
-    r[~mask], v[~mask], mask[0] = float("nan"), float("nan"), False
-    r[1, mask[1].nonzero()[1]] = float("inf")
-    for last in (None, torch.randn(rows)):
-        for gamma, decay in ((1.0, 1.0), (0.99, 0.94), (0.0, 0.0)):
-            found = []
-            for name in ("torch", "triton"):
-                with backends.use_backend(name):
-                    assert backends.choose.name_for(r) == name
-                    found.append(backends.gae(r, v, mask, last, gamma, decay))
-            a, b = found
-            torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(a.returns, b.returns, rtol=1e-4, atol=1e-4)
-            assert torch.equal(a.rows.number, b.rows.number) and torch.equal(a.rows.written, b.rows.written)
-"""
-
-
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_child_makes_its_own_threads():
@@ -667,6 +670,18 @@ def test_losses_keep_4_bytes_a_token_for_the_backward_pass():
         ):
             run()
         assert sum(y.numel() * y.element_size() for y in saved) <= 4 * mask.numel() + 1000
+
+
+def test_a_device_s_batch_is_one_block():
+    """In two, all of a loss's operations would be launched twice."""
+    calls, x = [], torch.empty(6, 50, device="meta")
+
+    def term(valid, new, old):
+        calls.append(len(valid))
+        return new, old
+
+    row_sums(term, x, x > 0, x)
+    assert calls == [6]
 
 
 def test_the_value_loss_has_the_gradient_that_autograd_finds():

@@ -42,10 +42,6 @@ def on(device, inputs):
     return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
 
 
-def backends_of(name, dtype):
-    return ["torch", "triton"] if name == "gae" and dtype != torch.float64 else ["torch"]
-
-
 @CUDA
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
@@ -57,7 +53,7 @@ def test_the_reference_s_cases(name, dtype):
             wanted = ref.ESTIMATORS[name](**arrays, **options)
             bounds = tolerance.BOUNDS[name](arrays, options, epsilon_of(dtype))
             inputs = on("cuda", tensors_of(case, ref.INPUTS[name], dtype))
-            for backend in backends_of(name, dtype):
+            for backend in ("torch", "triton"):  # in fp64 triton's hands on to torch's
                 label = f"{case.name}, {options}, {backend}"
                 with backends.use_backend(backend):
                     assert backends.choose.name_for(inputs["token_level_rewards"]) == backend, label
@@ -143,12 +139,21 @@ def test_waiting_would_be_seen():
 
 
 @CUDA
-def test_triton_s_kernel_compiles_here_without_a_warning():
+def test_triton_s_kernels_compile_here_without_a_warning():
     """Else torch's kernels stand in, with a warning, and nobody is the wiser."""
     backends.choose._works.cache_clear()
     with warnings.catch_warnings(), backends.use_backend("triton"):
         warnings.simplefilter("error")
         assert backends.choose.name_for(torch.ones(1, device="cuda")) == "triton"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_device_that_is_not_the_current_one(name):
+    """Triton launches on the current device, whatever its tensors are on."""
+    here, there = (estimate(name, batch(device)) for device in ("cuda:0", "cuda:1"))
+    assert there.advantages.device.index == 1
+    assert torch.equal(here.advantages.cpu(), there.advantages.cpu())
 
 
 @pytest.mark.parametrize("device", DEVICES)
