@@ -138,17 +138,20 @@ def assert_same(found, wanted):
 
 
 def test_rows_may_lie_anywhere():
+    """Those of one input, while the others' lie side by side."""
     given = small_batch()
     wanted = functions(*given)
     for lay in (apart, across):
-        assert_same(functions(*map(lay, given)), wanted)
+        for place in range(3):
+            assert_same(functions(*(lay(x) if n == place else x for n, x in enumerate(given))), wanted)
 
 
 def test_a_mask_may_have_any_dtype():
+    """And hold anything but 0 on a valid token: nobody looks on a device."""
     rewards, values, mask = small_batch()
     wanted = functions(rewards, values, mask)
-    for kind in (torch.int64, torch.int8, torch.float64, torch.bfloat16):
-        assert_same(functions(rewards, values, mask.to(kind)), wanted)
+    for kind, on in ((torch.int64, 256), (torch.int8, -1), (torch.float64, 0.5), (torch.bfloat16, 1)):
+        assert_same(functions(rewards, values, mask.to(kind) * on), wanted)
 
 
 def test_what_is_known_of_each_row():
