@@ -47,6 +47,7 @@ def why_not_interpreted():
             "triton and not (tiles or threads or 32768) and (not gae_is or (nan and dtype0 and 0.99))",
         ),
     ],
+    ids=["the-reference", "what-a-batch-may-hold"],
 )
 def test_in_the_interpreter(name, least, chosen):
     """In a process of its own: whether triton interprets is settled when it is imported."""
