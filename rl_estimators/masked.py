@@ -187,8 +187,12 @@ def to_tokens(x: Tensor, mask: Tensor, read: backends.Rows | None = None) -> Ten
 
 
 def group_sum(x: Tensor, ids: Tensor) -> Tensor:
-    """``(B,)`` sum over each response's group, handed back to each of its responses."""
-    return x.new_zeros(len(x)).index_add(0, ids, x)[ids]
+    """``(B,)`` sum over each response's group, handed back to each of its responses.
+
+    A CUDA device adds in whatever order comes: in fp64, so that it is not seen in fp32.
+    """
+    wide = x.double() if x.dtype == torch.float32 and x.device.type == "cuda" else x
+    return wide.new_zeros(len(x)).index_add(0, ids, wide)[ids].to(x.dtype)
 
 
 def group_max(x: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
