@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators import backends
-from rl_estimators.backends.rows import empty
+from rl_estimators.backends.memory import empty
 from rl_estimators.masked import as_mask
 from rl_estimators.metrics import count
 

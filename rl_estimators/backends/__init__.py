@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rl_estimators.backends import torch_rows
 from rl_estimators.backends.choose import backend_for, use_backend
-from rl_estimators.backends.rows import Number, Rows, Scan, empty, work_dtype
+from rl_estimators.backends.memory import empty
+from rl_estimators.backends.rows import Number, Rows, Scan, work_dtype
 from rl_estimators.metrics import count
 
 __all__ = [

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rl_estimators.backends.rows import blocks, empty, work_dtype
+from rl_estimators.backends.memory import empty
+from rl_estimators.backends.rows import blocks, work_dtype
 from rl_estimators.backends.torch_rows import Scratch, as_bool, block_elements, cut, mask_bits
 
 __all__ = ["Term", "row_sums"]

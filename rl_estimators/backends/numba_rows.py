@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends import torch_rows
-from rl_estimators.backends.rows import Number, Rows, Scan, blocks, empty, inverse_std, work_dtype
+from rl_estimators.backends.memory import empty
+from rl_estimators.backends.rows import Number, Rows, Scan, blocks, inverse_std, work_dtype
 
 __all__ = [
     "discounted_sum",

@@ -1,25 +1,17 @@
-"""What the kernels share: the numbers they keep of each response, blocks of rows, and memory for outputs."""
+"""What the kernels share: the numbers they keep of each response and blocks of rows."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "empty", "inverse_std", "work_dtype"]
-
-_HUGE = 4 << 20  # bytes from which numpy asks for huge pages
-_LINE = 1024  # bytes by which outputs are kept apart modulo a page
-_PAGE = 4096
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_}
-
-
+__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "work_dtype"]
 Number = (
     Tensor | float
-)  # one for the whole batch: 0-dim on a device, where nobody waits for it, a float on the CPU
+)  # one for the batch: 0-dim on a device, which nobody waits for, and a float on the CPU
 
 
 @dataclass
@@ -89,19 +81,3 @@ def inverse_std(variance: Number, eps: float, eps_in: str) -> Number:
         return 1 / size if 0 < size < math.inf else 0.0
     divisor = (variance + eps).sqrt_() if eps_in == "variance" else variance.sqrt() + eps
     return divisor.reciprocal_().nan_to_num_(0.0, 0.0)
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: int = 0) -> Tensor:
-    """An output to be written.
-
-    On the CPU a large one comes from numpy, which asks the kernel for huge pages where torch does not: writing
-    64 MiB for the first time takes a third of the time. Its start is moved by ``place + 1`` lines within a page: rows
-    of outputs and inputs that start at the same place in a page, as rows of 2^k tokens do, would evict each other
-    from the first-level cache.
-    """
-    size = math.prod(shape)
-    if device.type != "cpu" or dtype not in _NUMPY or size * dtype.itemsize < _HUGE:
-        return torch.empty(shape, dtype=dtype, device=device)
-    buffer: np.ndarray[Any, Any] = np.empty(size + 2 * _PAGE // dtype.itemsize, _NUMPY[dtype])
-    skip = (_LINE * (place + 1) - buffer.ctypes.data) % _PAGE // dtype.itemsize
-    return torch.from_numpy(buffer[skip : skip + size].reshape(shape))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, empty, inverse_std, work_dtype
+from rl_estimators.backends.memory import empty
+from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
 from rl_estimators.backends.torch_scan import padded, reverse_scan
 
 __all__ = [
@@ -180,12 +181,12 @@ def as_bool(mask: Tensor, scratch: Scratch) -> Tensor:
 
 def mask_bits(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
     """All bits set where ``mask``, which is bool, is true: for :func:`keep`."""
-    bytes_ = mask.view(
+    ones = mask.view(
         torch.int8
-    )  # negated in these: a quarter of what there is to read and write in numbers
+    )  # and -1, all bits, is made of them while they are bytes: a quarter of the memory
     if scratch is None:
-        return bytes_.neg().to(_BITS[dtype])
-    signs = torch.neg(bytes_, out=scratch("signs", mask.shape, torch.int8))
+        return ones.neg().to(_BITS[dtype])
+    signs = torch.neg(ones, out=scratch("signs", mask.shape, torch.int8))
     return scratch("bits", mask.shape, _BITS[dtype]).copy_(signs)
 
 
@@ -392,7 +393,7 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
 def pack(mask: Tensor) -> Tensor | None:
     """An integer mask as a bool one; None if it holds anything but 0 and 1."""
     out = empty(mask.shape, torch.bool, mask.device)
-    for some in blocks(mask.shape, block_elements(mask)):
+    for some in blocks(mask.shape, block_elements(mask) // 4):  # of 8 bytes each, and read twice
         here = mask[some].numpy()
         if here.view(f"u{here.itemsize}").max() > 1:  # what is below 0 is large without a sign
             return None
