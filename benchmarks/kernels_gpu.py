@@ -32,10 +32,8 @@ from rl_estimators import backends  # noqa: E402
 
 SHAPES = ((256, 1024), (1024, 4096), (1024, 8192), (512, 32768))
 SMALL = ((6, 40), (8, 300))
-ON_THE_HOST = (
-    "groups",
-    "gae + carry",
-)  # the one is about strings, the other asks the device whether there are any
+# The one is about strings, the other asks the device whether a masked token has a reward.
+ON_THE_HOST = ("groups", "gae + carry")
 CASES = {name: case for name, case in ALL.items() if name not in ON_THE_HOST}
 TRITON = ("gae", "reinforce_pp", "grpo", "remax", "whitening")  # what has triton kernels
 UIDS = ("grpo",)  # strings come from the host, so the host waits until they are over

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_estimators.backends.losses import Term, row_sums
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice
 from rl_estimators.masked import select
 
-__all__ = ["MODES", "aggregate", "aggregate_rows", "masked_mean"]
+__all__ = ["MODES", "aggregate", "aggregate_rows", "aggregate_terms", "masked_mean"]
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 _INFO = ("dp_size", "batch_num_tokens", "global_batch_size", "loss_scale_factor")
@@ -95,6 +96,30 @@ def aggregate_rows(
     if loss_agg_mode == "seq-mean-token-sum-norm":
         total = total / info.get("loss_scale_factor", _at_least_one(length))
     return total
+
+
+def aggregate_terms(
+    term: Term,
+    trained: Tensor,
+    mask: Tensor,
+    loss_agg_mode: str,
+    global_batch_info: Mapping[str, Any] | None,
+    *others: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """As :func:`aggregate`, in one reading of the batch; and the means over valid tokens of what else a term gives.
+
+    Args:
+        term: Gets a block's mask, ``trained`` and ``others``, see :data:`rl_estimators.backends.losses.Term`.
+        trained: ``(B, T)``; the loss is differentiable in them alone.
+        mask: ``(B, T)``, in any dtype.
+        loss_agg_mode: One of :data:`MODES`.
+        global_batch_info: As in :func:`aggregate`.
+        *others: ``(B, T)``, what the term needs beside them.
+    """
+    sums, number, *more = row_sums(term, trained, mask, *(x.detach() for x in others))
+    tokens = number.sum().clamp(min=1)
+    loss = aggregate_rows(sums, number, mask.shape[-1], loss_agg_mode, global_batch_info)
+    return loss, [x.sum() / tokens for x in more]
 
 
 def _at_least_one(number: Any) -> Any:

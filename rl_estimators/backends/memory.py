@@ -50,11 +50,12 @@ def _take(size: int) -> Array:
     try:
         memory = _spare.pop()
     except IndexError:
-        return np.empty(size, np.uint8)
-    if memory.nbytes != size:
+        pass
+    else:
+        if memory.nbytes == size:
+            return memory
         del memory  # before there is more
-        return np.empty(size, np.uint8)
-    return memory
+    return np.empty(size, np.uint8)
 
 
 def _give(memory: Array) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from rl_estimators.backends import numba_scan as kernels
 from rl_estimators.backends import torch_rows
 from rl_estimators.backends.memory import empty
-from rl_estimators.backends.rows import Number, Rows, Scan, blocks, inverse_std, work_dtype
+from rl_estimators.backends.rows import ALL, Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
 
 __all__ = [
     "discounted_sum",
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-_ALL = slice(None)  # known by identity: then nothing is cut
 _ELEMENTS = 1 << 20  # numbers that a thread has copied at a time, if they must be
 
 
@@ -58,7 +57,7 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
     most = min(rows // kernels.LANES, rows * length >> 16)
     threads = min(torch.get_num_threads(), most) if most > 1 else 1
     if threads == 1 and rows * length <= _ELEMENTS:
-        work(_ALL)
+        work(ALL)
         return
     share = -(-rows // threads)
     share += -share % kernels.LANES  # whole groups of rows that are scanned side by side
@@ -76,20 +75,20 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
 def _numbers(x: Tensor, some: slice, dtype: torch.dtype) -> Array:
     """Rows as an array in the working dtype, copied only if they are in another one or not contiguous."""
-    here = x if some is _ALL else x[some]
+    here = x if some is ALL else x[some]
     here = here if here.dtype == dtype else here.to(dtype)
     return here.contiguous().numpy()
 
 
 def _mask(mask: Tensor, some: slice) -> Array:
     """Rows of a mask in any dtype as 0 and 1, one byte each; only a bool one is not copied."""
-    here = mask if some is _ALL else mask[some]
+    here = mask if some is ALL else mask[some]
     return (here if here.dtype == torch.bool else here != 0).contiguous().view(torch.uint8).numpy()
 
 
 def _part(x: Array | None, some: slice) -> Array | None:
     """Rows of what there is for each row; what there is one of serves them all."""
-    return x if x is None or some is _ALL or len(x) == 1 else x[some]
+    return x if x is None or some is ALL or len(x) == 1 else x[some]
 
 
 class _Table(Rows):
@@ -263,7 +262,7 @@ def _one_each(x: Tensor | None, rows: int, dtype: torch.dtype) -> Array:
     """A number for each row; 0 in place of None."""
     if x is None:
         return np.zeros(rows, np.float64 if dtype == torch.float64 else np.float32)
-    return x.detach().to(dtype).contiguous().numpy()
+    return as_work(x, dtype).contiguous().numpy()
 
 
 def probe() -> None:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "work_dtype"]
-Number = (
-    Tensor | float
-)  # one for the batch: 0-dim on a device, which nobody waits for, and a float on the CPU
+__all__ = ["ALL", "Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "work_dtype"]
+
+ALL = slice(None)  # rows or columns; known by identity, for then nothing need be cut
+# One for the whole batch: 0-dim on a device, where nobody waits for it, and a float on the CPU.
+Number = Tensor | float
 
 
 @dataclass
@@ -56,9 +57,9 @@ def work_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def as_work(x: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B,)`` numbers in the working dtype; zeros in place of None."""
-    return like.new_zeros(len(like), dtype=dtype) if x is None else x.detach().to(dtype)
+def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B,)`` numbers in the working dtype, without a gradient."""
+    return x.detach().to(dtype)
 
 
 def blocks(shape: tuple[int, ...], elements: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends.memory import empty
-from rl_estimators.backends.rows import Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
+from rl_estimators.backends.rows import ALL, Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
 from rl_estimators.backends.torch_scan import padded, reverse_scan
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 _PIECE = 1 << 17  # columns that are read at once
-_ALL = slice(None)  # known by identity: then nothing is cut
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -166,12 +165,12 @@ def block_elements(x: Tensor) -> int:
 def _pieces(length: int) -> list[slice]:
     """Columns from right to left."""
     if length <= _PIECE:
-        return [_ALL]
+        return [ALL]
     return [slice(max(end - _PIECE, 0), end) for end in range(length, 0, -_PIECE)]
 
 
 def _columns(x: Tensor, here: slice) -> Tensor:
-    return x if here is _ALL else x[:, here]
+    return x if here is ALL else x[:, here]
 
 
 def as_bool(mask: Tensor, scratch: Scratch) -> Tensor:
@@ -227,7 +226,7 @@ def _rows(
     found = []
     for here in _pieces(x.shape[1]):
         part = _columns(x, here)
-        if bits is None or here is not _ALL:
+        if bits is None or here is not ALL:
             bits = mask_bits(_columns(mask, here), x.dtype, scratch)
         apart = torch.sub(part, pivot[:, None], out=scratch("apart", part.shape, x.dtype))
         keep(apart, bits, apart)
@@ -257,7 +256,7 @@ def gae(
     """See :func:`rl_estimators.backends.gae`."""
     dtype, scratch = work_dtype(rewards, values, last), Scratch(rewards.device)
     advantages, targets = (empty(rewards.shape, dtype, rewards.device, place) for place in range(2))
-    end = None if last is None else as_work(last, rewards, dtype)
+    end = None if last is None else as_work(last, dtype)
     found = []
     for some in blocks(rewards.shape, block_elements(rewards)):
         after = end if end is None else end[some]
@@ -300,7 +299,7 @@ def _gae_block(
             _add_at_end(error, packed.bits, amount)
         advantages = _columns(out, here)
         first = _scan(error, packed, decay, advantages, scratch)
-        if here is not _ALL:
+        if here is not ALL:
             later = _first(packed.bits, first, later)
             next_value = _first(packed.bits, value[:, 0].clone(), next_value)
         old = loaded if loaded.shape == advantages.shape else loaded[:, : advantages.shape[1]]
@@ -325,7 +324,7 @@ def returns(
     for some in blocks(rewards.shape, block_elements(rewards)):
         on = counted = as_bool(mask[some], scratch)
         rate = discount[some].to(dtype) if isinstance(discount, Tensor) else discount
-        less = None if baselines is None else as_work(baselines[some], rewards, dtype)
+        less = None if baselines is None else as_work(baselines[some], dtype)
         first, bits = _scan_block(rewards[some], on, rate, totals[some], scratch)
         fit = first if less is None else first - less
         if not _all_finite(fit):

@@ -75,7 +75,7 @@ def gae(
     advantages, targets = (
         torch.empty(rows, length, dtype=torch.float32, device=rewards.device) for _ in range(2)
     )
-    end = None if last is None else as_work(last, rewards, torch.float32).contiguous()
+    end = None if last is None else as_work(last, torch.float32).contiguous()
     _launch(
         triton_scan.gae_kernel, (rows,),
         rewards, values, mask, end, advantages, targets, found.written, found.counts, found.sums,
@@ -93,7 +93,7 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
     rows, length = rewards.shape
     ahead = torch.empty(rows, length, dtype=torch.float32, device=rewards.device)
     totals = ahead if baselines is None else torch.empty_like(ahead)
-    less = None if baselines is None else as_work(baselines, rewards, torch.float32).contiguous()
+    less = None if baselines is None else as_work(baselines, torch.float32).contiguous()
     rates = discount.to(torch.float32).expand(rows).contiguous() if isinstance(discount, Tensor) else None
     _launch(
         triton_scan.returns_kernel, (rows,),
@@ -109,16 +109,17 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     return returns(x, mask, discount).returns
 
 
+def _sum_rows(kernel: Any, x: Tensor, mask: Tensor, *found: Tensor) -> None:
+    x, mask, length = _numbers(x), _mask(mask), x.shape[1]
+    _launch(kernel, (len(x),), x, mask, *found, length, x.stride(0), mask.stride(0), BLOCK=_block(length))
+
+
 def moments(x: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.moments`."""
     if x.dtype != torch.float32:
         return torch_rows.moments(x, mask)
-    x, mask, found = _numbers(x), _mask(mask), _Statistics(x)
-    _launch(
-        triton_sums.moments_kernel, (len(x),),
-        x, mask, found.written, found.counts, found.sums,
-        x.shape[1], x.stride(0), mask.stride(0), BLOCK=_block(x.shape[1]),
-    )  # fmt: skip
+    found = _Statistics(x)
+    _sum_rows(triton_sums.moments_kernel, x, mask, found.written, found.counts, found.sums)
     return found.rows()
 
 
@@ -126,24 +127,15 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.scores`."""
     if rewards.dtype == torch.float64:
         return torch_rows.scores(rewards, mask)
-    rewards, mask, found = _numbers(rewards), _mask(mask), _Statistics(rewards)
-    _launch(
-        triton_sums.scores_kernel, (len(rewards),),
-        rewards, mask, found.written, found.counts, found.sums,
-        rewards.shape[1], rewards.stride(0), mask.stride(0), BLOCK=_block(rewards.shape[1]),
-    )  # fmt: skip
+    found = _Statistics(rewards)
+    _sum_rows(triton_sums.scores_kernel, rewards, mask, found.written, found.counts, found.sums)
     return found.rows()
 
 
 def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     """See :func:`rl_estimators.backends.strays`."""
-    rewards, mask = _numbers(rewards), _mask(mask)
     found = torch.empty(len(rewards), dtype=torch.uint8, device=rewards.device)
-    _launch(
-        triton_sums.strays_kernel, (len(rewards),),
-        rewards, mask, found,
-        rewards.shape[1], rewards.stride(0), mask.stride(0), BLOCK=_block(rewards.shape[1]),
-    )  # fmt: skip
+    _sum_rows(triton_sums.strays_kernel, rewards, mask, found)
     return found.view(torch.bool)
 
 
@@ -185,17 +177,9 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     out = torch.empty(size, length, dtype=x.dtype, device=x.device)
     number, extent = (None, None) if rows is None else (rows.number.contiguous(), _extent(rows))
     _launch(
-        triton_spread.spread_kernel,
-        (size, triton.cdiv(length, _block(length))),
-        x.contiguous(),
-        mask,
-        number,
-        extent,
-        out,
-        length,
-        mask.stride(0),
-        BLOCK=_block(length),
-    )
+        triton_spread.spread_kernel, (size, triton.cdiv(length, _block(length))),
+        x.contiguous(), mask, number, extent, out, length, mask.stride(0), BLOCK=_block(length),
+    )  # fmt: skip
     return out
 
 

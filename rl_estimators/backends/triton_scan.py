@@ -21,7 +21,7 @@ the host wait. If a sum is not finite the row is excluded, and written again.
 import triton
 import triton.language as tl
 
-from rl_estimators.backends.triton_sums import add_block, store_row
+from rl_estimators.backends.triton_sums import add_block, no_block, odd, store_row
 
 __all__ = ["gae_kernel", "returns_kernel"]
 
@@ -30,12 +30,6 @@ __all__ = ["gae_kernel", "returns_kernel"]
 def _after(a1, b1, a2, b2):
     """The map of what stands left (2) after the map of what stands right (1)."""
     return a2 * a1, a2 * b1 + b2
-
-
-@triton.jit
-def _odd(x):
-    """Whether a number is not finite."""
-    return (x != x) | (tl.abs(x) == float("inf"))
 
 
 @triton.jit
@@ -62,11 +56,7 @@ def gae_kernel(
     later = tl.zeros((), tl.float32)
     if last is not None:
         later = gamma * tl.load(last + row)
-    extent = tl.zeros((), tl.int32)
-    pivot = tl.zeros((), tl.float32)
-    number = tl.zeros((BLOCK,), tl.int32)
-    total = tl.zeros((BLOCK,), tl.float64)
-    squares = tl.zeros((BLOCK,), tl.float64)
+    extent, pivot, number, total, squares = no_block(BLOCK)
     block_count = tl.cdiv(length, BLOCK)
     lanes = tl.arange(0, BLOCK)
     for k in range(block_count):
@@ -83,7 +73,7 @@ def gae_kernel(
         extent, pivot, number, total, squares = add_block(y, on, at, extent, pivot, number, total, squares)
         later = tl.sum(tl.where(lanes == 0, got, 0.0), 0)
     apart = tl.sum(total, 0)
-    excluded = _odd(apart)  # as one of the numbers is then: in fp64 they cannot overflow
+    excluded = odd(apart)  # as one of the numbers is then: in fp64 they cannot overflow
     store_row(written, counts, sums, tl.sum(number, 0), extent, pivot, apart, tl.sum(squares, 0), excluded)
     if excluded:
         for k in range(block_count):
@@ -91,7 +81,7 @@ def gae_kernel(
             inside = at < length
             _, _, v = _token(rewards, values, mask, at, length)
             tl.store(advantages + at, tl.zeros((BLOCK,), tl.float32), mask=inside)
-            tl.store(targets + at, tl.where(_odd(v), 0.0, v), mask=inside)
+            tl.store(targets + at, tl.where(odd(v), 0.0, v), mask=inside)
 
 
 @triton.jit
@@ -112,11 +102,7 @@ def returns_kernel(
     if less is not None:
         baseline = tl.load(less + row)
     later = tl.zeros((), tl.float32)
-    extent = tl.zeros((), tl.int32)
-    pivot = tl.zeros((), tl.float32)
-    number = tl.zeros((BLOCK,), tl.int32)
-    total = tl.zeros((BLOCK,), tl.float64)
-    squares = tl.zeros((BLOCK,), tl.float64)
+    extent, pivot, number, total, squares = no_block(BLOCK)
     block_count = tl.cdiv(length, BLOCK)
     lanes = tl.arange(0, BLOCK)
     for k in range(block_count):
@@ -132,18 +118,9 @@ def returns_kernel(
         if less is not None:
             tl.store(totals + at, y, mask=inside)
         extent, pivot, number, total, squares = add_block(y, on, at, extent, pivot, number, total, squares)
-    excluded = _odd(later - baseline)  # what is not finite has come through to the first token
-    store_row(
-        written,
-        counts,
-        sums,
-        tl.sum(number, 0),
-        extent,
-        pivot,
-        tl.sum(total, 0),
-        tl.sum(squares, 0),
-        excluded,
-    )
+    excluded = odd(later - baseline)  # what is not finite has come through to the first token
+    apart = tl.sum(total, 0)
+    store_row(written, counts, sums, tl.sum(number, 0), extent, pivot, apart, tl.sum(squares, 0), excluded)
     if excluded:
         nothing = tl.zeros((BLOCK,), tl.float32)
         for k in range(block_count):

@@ -7,7 +7,29 @@ A lane of a program adds up its own tokens, every BLOCK-th of the row, in fp64; 
 import triton
 import triton.language as tl
 
-__all__ = ["add_block", "moments_kernel", "pool_kernel", "scores_kernel", "store_row", "strays_kernel"]
+__all__ = [
+    "add_block",
+    "moments_kernel",
+    "no_block",
+    "odd",
+    "pool_kernel",
+    "scores_kernel",
+    "store_row",
+    "strays_kernel",
+]
+
+
+@triton.jit
+def odd(x):
+    """Whether a number is not finite."""
+    return (x != x) | (tl.abs(x) == float("inf"))
+
+
+@triton.jit
+def no_block(BLOCK: tl.constexpr):
+    """The statistics of a row before its first block: extent, pivot, number, total and squares."""
+    nothing = tl.zeros((BLOCK,), tl.float64)
+    return tl.zeros((), tl.int32), tl.zeros((), tl.float32), tl.zeros((BLOCK,), tl.int32), nothing, nothing
 
 
 @triton.jit
@@ -42,11 +64,7 @@ def store_row(written, counts, sums, number, extent, pivot, total, squares, excl
 def moments_kernel(x, mask, written, counts, sums, length, x_stride, mask_stride, BLOCK: tl.constexpr):
     """Statistics of what is valid in a row, which is finite."""
     row = tl.program_id(0).to(tl.int64)
-    extent = tl.zeros((), tl.int32)
-    pivot = tl.zeros((), tl.float32)
-    number = tl.zeros((BLOCK,), tl.int32)
-    total = tl.zeros((BLOCK,), tl.float64)
-    squares = tl.zeros((BLOCK,), tl.float64)
+    extent, pivot, number, total, squares = no_block(BLOCK)
     block_count = tl.cdiv(length, BLOCK)
     for k in range(block_count):
         at = (block_count - 1 - k) * BLOCK + tl.arange(0, BLOCK)
@@ -74,8 +92,7 @@ def scores_kernel(
         extent = tl.where(on, at + 1, extent)
         number += on.to(tl.int32)
     score = tl.sum(total, 0)
-    rounded = score.to(tl.float32)
-    excluded = (rounded != rounded) | (tl.abs(rounded) == float("inf"))
+    excluded = odd(score.to(tl.float32))
     store_row(written, counts, sums, tl.sum(number, 0), tl.max(extent, 0), 0.0, score, 0.0, excluded)
 
 

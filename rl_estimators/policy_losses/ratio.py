@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.aggregation import aggregate_rows
-from rl_estimators.backends.losses import Term, row_sums
+from rl_estimators.aggregation import aggregate_terms
+from rl_estimators.backends.losses import Term
 from rl_estimators.backends.torch_rows import keep, mask_bits
 
 __all__ = [
@@ -53,18 +53,15 @@ def reduce(
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
         *others: What the term needs beside them.
     """
-    inputs = (old_log_prob.detach(), advantages.detach(), *others)
+    inputs = (old_log_prob, advantages, *others)
     run = term
     if rollout_is_weights is not None:
-        inputs = (*inputs, rollout_is_weights.detach())
+        inputs = (*inputs, rollout_is_weights)
 
         def run(valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             return term(valid, *rest[:-1], weights=rest[-1])
 
-    sums, number, *more = row_sums(run, log_prob, response_mask, *inputs)
-    tokens = number.sum().clamp(min=1)
-    loss = aggregate_rows(sums, number, response_mask.shape[-1], loss_agg_mode, global_batch_info)
-    return loss, [x.sum() / tokens for x in more]
+    return aggregate_terms(run, log_prob, response_mask, loss_agg_mode, global_batch_info, *inputs)
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:

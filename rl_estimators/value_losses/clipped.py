@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_estimators.aggregation import aggregate_terms
 from rl_estimators.backends.torch_rows import keep, mask_bits
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
-from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("clipped", source="OpenAI baselines, ppo2/model.py")
@@ -52,7 +52,7 @@ def clipped(
     """
     check_range("clipped", cliprange_value=cliprange_value)
     term = partial(_term, reach=cliprange_value)
-    loss, (clipfrac, mean) = reduce(
+    loss, (clipfrac, mean) = aggregate_terms(
         term, vpreds, response_mask, loss_agg_mode, global_batch_info, values, returns
     )
     return loss, {"vf_clipfrac": clipfrac, "vpred_mean": mean}

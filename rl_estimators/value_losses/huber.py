@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_estimators.aggregation import aggregate_terms
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
-from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("huber", source="https://doi.org/10.1214/aoms/1177703732")
@@ -55,7 +55,9 @@ def huber(
     """
     check_range("huber", delta=delta)
     term = partial(_term, delta=delta)
-    loss, (linear, mean) = reduce(term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns)
+    loss, (linear, mean) = aggregate_terms(
+        term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns
+    )
     return loss, {"vf_linear_frac": linear, "vpred_mean": mean}
 
 
@@ -65,7 +67,6 @@ def _term(valid: Tensor, new: Tensor, target: Tensor, *, delta: float) -> tuple[
     slopes, size = error.clamp(-delta, delta), error.abs_()
     near = slopes.abs()
     linear = size > delta
-    losses = size.sub_(near, alpha=0.5).mul_(
-        near
-    )  # both branches at once: no square that could overflow in either
+    # both branches at once: no square that could overflow in either
+    losses = size.sub_(near, alpha=0.5).mul_(near)
     return losses, slopes, linear, new

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_estimators.aggregation import aggregate_terms
 from rl_estimators.calls import register_value_loss
-from rl_estimators.value_losses.reduction import reduce
 
 
 @register_value_loss("mse", source="https://arxiv.org/abs/1707.06347 eq. 9")
@@ -35,7 +35,7 @@ def mse(
     Raises:
         InputError: an unknown ``loss_agg_mode``.
     """
-    loss, (mean,) = reduce(_term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns)
+    loss, (mean,) = aggregate_terms(_term, vpreds, response_mask, loss_agg_mode, global_batch_info, returns)
     return loss, {"vpred_mean": mean}
 
 
