@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["empty"]
+__all__ = ["empty", "large"]
 
 Array = np.ndarray[Any, Any]
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
@@ -44,6 +44,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, plac
     # torch holds this very array for as long as any tensor or array shares its memory
     weakref.finalize(out, _give, memory).atexit = False
     return torch.from_numpy(out)
+
+
+def large(out: Tensor | Array) -> bool:
+    """Whether an output will have left the processor's cache before anybody reads it."""
+    return out.nbytes >= _HUGE
 
 
 def _take(size: int) -> Array:

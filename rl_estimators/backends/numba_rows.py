@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_estimators.backends import numba_scan as kernels
-from rl_estimators.backends import torch_rows
-from rl_estimators.backends.memory import empty
+from rl_estimators.backends import numba_scan, numba_spread, numba_sums, torch_rows
+from rl_estimators.backends.memory import empty, large
 from rl_estimators.backends.rows import ALL, Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
 
 __all__ = [
@@ -54,13 +53,13 @@ if hasattr(os, "register_at_fork"):
 def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
     """Run ``work`` on slices that cover all rows, side by side on torch's number of threads."""
     rows, length = shape
-    most = min(rows // kernels.LANES, rows * length >> 16)
+    most = min(rows // numba_scan.LANES, rows * length >> 16)
     threads = min(torch.get_num_threads(), most) if most > 1 else 1
     if threads == 1 and rows * length <= _ELEMENTS:
         work(ALL)
         return
     share = -(-rows // threads)
-    share += -share % kernels.LANES  # whole groups of rows that are scanned side by side
+    share += -share % numba_scan.LANES  # whole groups of rows that are scanned side by side
     shares = [slice(start, min(start + share, rows)) for start in range(0, rows, share)]
 
     def run(some: slice) -> None:
@@ -91,11 +90,16 @@ def _part(x: Array | None, some: slice) -> Array | None:
     return x if x is None or some is ALL or len(x) == 1 else x[some]
 
 
+def _flat(x: Array | None, some: slice) -> Array | None:
+    """Rows one after the other."""
+    return x if x is None else x[some].reshape(-1)
+
+
 class _Table(Rows):
     """Statistics as a kernel leaves them, ``(B, 6)``; a column becomes a tensor when somebody asks for it, as few do."""
 
     def __init__(self, rows: int) -> None:
-        self.table = np.zeros((rows, len(kernels.FIELDS)))
+        self.table = np.zeros((rows, len(numba_sums.FIELDS)))
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in _COLUMNS:
@@ -105,12 +109,12 @@ class _Table(Rows):
 
 
 _COLUMNS = {
-    "written": (kernels.WRITTEN, torch.bool),
-    "number": (kernels.NUMBER, torch.long),
-    "pivot": (kernels.PIVOT, torch.float64),
-    "total": (kernels.TOTAL, torch.float64),
-    "squares": (kernels.SQUARES, torch.float64),
-    "extent": (kernels.EXTENT, torch.long),
+    "written": (numba_sums.WRITTEN, torch.bool),
+    "number": (numba_sums.NUMBER, torch.long),
+    "pivot": (numba_sums.PIVOT, torch.float64),
+    "total": (numba_sums.TOTAL, torch.float64),
+    "squares": (numba_sums.SQUARES, torch.float64),
+    "extent": (numba_sums.EXTENT, torch.long),
 }
 
 
@@ -118,9 +122,9 @@ def _table(rows: Rows | None, size: int) -> Array:
     """What our kernels found; of rows that others have read only which count: the number and the extent then differ."""
     if isinstance(rows, _Table):
         return rows.table
-    table = np.zeros((size, len(kernels.FIELDS)))
+    table = np.zeros((size, len(numba_sums.FIELDS)))
     counts = slice(None) if rows is None else rows.counts.numpy()
-    table[counts, kernels.NUMBER], table[counts, kernels.EXTENT] = 1, -1
+    table[counts, numba_sums.NUMBER], table[counts, numba_sums.EXTENT] = 1, -1
     return table
 
 
@@ -146,9 +150,9 @@ def gae(
     discount = _scalar(gamma, dtype)
 
     def work(some: slice) -> None:
-        kernels.scan_rows(
+        numba_scan.scan_rows(
             _numbers(rewards, some, dtype), _numbers(values, some, dtype), _mask(mask, some), end[some],
-            discount, _part(rates, some), None, out[some], sums[some], stats.table[some],
+            discount, _part(rates, some), None, _flat(out, some), _flat(sums, some), stats.table[some], large(out),
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -165,9 +169,10 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
     rates = _rates(discount, dtype)
 
     def work(some: slice) -> None:
-        kernels.scan_rows(
+        numba_scan.scan_rows(
             _numbers(rewards, some, dtype), None, _mask(mask, some), None, None, _part(rates, some),
-            _part(less, some), out[some], _part(sums, some), stats.table[some],
+            _part(less, some), _flat(out, some), _flat(sums, some), stats.table[some],
+            large(out),
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -184,7 +189,7 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     stats = _Table(len(x))
     _over_rows(
         x.shape,
-        lambda some: kernels.sum_rows(_numbers(x, some, x.dtype), _mask(mask, some), stats.table[some]),
+        lambda some: numba_sums.sum_rows(_numbers(x, some, x.dtype), _mask(mask, some), stats.table[some]),
     )
     return stats
 
@@ -195,7 +200,7 @@ def pack(mask: Tensor) -> Tensor | None:
         return torch_rows.pack(mask)
     out = empty(mask.shape, torch.bool, mask.device)
     source, target, odd = mask.numpy(), out.numpy(), []
-    _over_rows(mask.shape, lambda some: odd.append(kernels.pack_rows(source[some], target[some])))
+    _over_rows(mask.shape, lambda some: odd.append(numba_sums.pack_rows(source[some], target[some])))
     return None if any(odd) else out
 
 
@@ -203,7 +208,7 @@ def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tu
     """See :func:`rl_estimators.backends.pooled`."""
     if not isinstance(rows, _Table):
         return torch_rows.pooled(rows, by_row, ddof, eps, eps_in)
-    pivot, shift, variance = kernels.pool(rows.table, by_row, float(ddof))
+    pivot, shift, variance = numba_sums.pool(rows.table, by_row, float(ddof))
     return pivot, shift, inverse_std(variance, eps, eps_in)
 
 
@@ -213,17 +218,18 @@ def standardise(
     """See :func:`rl_estimators.backends.standardise`."""
     stats = _table(rows, len(x))
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
-    # where rows do not lie side by side the kernel gets a copy of x, and cannot write in place
-    in_place = out.data_ptr() == x.data_ptr() and out.is_contiguous() and x.is_contiguous()
-    target = None if in_place else out.numpy()
+    target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
+    into, in_place = target.numpy(), target.data_ptr() == x.data_ptr()
+    past = large(out) and not in_place
 
     def work(some: slice) -> None:
-        kernels.standardise_rows(
-            _numbers(x, some, x.dtype), _mask(mask, some), stats[some], less, also, times, _part(target, some)
-        )
+        numba_spread.standardise_rows(
+            _numbers(x, some, x.dtype), _mask(mask, some), stats[some], less, also, times, into[some],
+            past, in_place,
+        )  # fmt: skip
 
     _over_rows(x.shape, work)
-    return out
+    return out if target is out else out.copy_(target)
 
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
@@ -231,7 +237,9 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
     dtype, stats = work_dtype(rewards), _Table(len(rewards))
     _over_rows(
         rewards.shape,
-        lambda some: kernels.score_rows(_numbers(rewards, some, dtype), _mask(mask, some), stats.table[some]),
+        lambda some: numba_sums.score_rows(
+            _numbers(rewards, some, dtype), _mask(mask, some), stats.table[some]
+        ),
     )
     return stats
 
@@ -240,9 +248,12 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     """See :func:`rl_estimators.backends.spread`."""
     out = empty(mask.shape, x.dtype, x.device)
     source, target, stats = x.contiguous().numpy(), out.numpy(), _table(rows, len(x))
+    past = large(out)
     _over_rows(
         mask.shape,
-        lambda some: kernels.spread_rows(source[some], _mask(mask, some), stats[some], target[some]),
+        lambda some: numba_spread.spread_rows(
+            source[some], _mask(mask, some), stats[some], target[some], past
+        ),
     )
     return out
 
@@ -253,7 +264,7 @@ def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     dtype = work_dtype(rewards)
     _over_rows(
         rewards.shape,
-        lambda some: kernels.find_strays(_numbers(rewards, some, dtype), _mask(mask, some), found[some]),
+        lambda some: numba_sums.find_strays(_numbers(rewards, some, dtype), _mask(mask, some), found[some]),
     )
     return torch.from_numpy(found)
 

@@ -8,7 +8,8 @@ dozens of both. So eight responses advance side by side, each in a lane; a lane 
 one. That needs their numbers close together: read straight from the batch, whose rows of 2^k tokens all start at the
 same place in a page, forty streams would evict each other from the first-level cache (measured: no gain over one row
 at a time). So a tile of each lane's row is first brought to a small scratch; the eight scratch rows are scanned; each is
-written out again.
+written out again, where the outputs are large from a desk and past the cache
+(:mod:`rl_estimators.backends.numba_memory`).
 
 Nothing is computed behind a response's last valid token, and where a tile has no hole the mask is read once, to
 count, and leaves every loop: those are then plain loops over arrays, which the compiler turns into vector code. A masked
@@ -18,98 +19,22 @@ processor guesses one in ten of them wrong where one token in ten is masked, and
 No flag that would let the compiler fuse or reorder is set, but where sums for statistics are taken.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numba
 import numpy as np
 
-__all__ = [
-    "FIELDS",
-    "LANES",
-    "find_strays",
-    "pack_rows",
-    "pool",
-    "scan_rows",
-    "score_rows",
-    "spread_rows",
-    "standardise_rows",
-    "sum_rows",
-]
+from rl_estimators.backends.numba_compile import compiled
+from rl_estimators.backends.numba_memory import CHUNK, piece, put, settle
+from rl_estimators.backends.numba_sums import EXTENT, NUMBER, PIVOT, SQUARES, TOTAL, WRITTEN, count, look
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["LANES", "scan_rows"]
 
 LANES = 8
 TILE = 4096  # tokens: 1024 x 8192 takes 9.6 ms with 1024, as short runs from right to left are slow to fetch, and 8.0
 _APART = 80  # numbers by which a scratch row is longer, so that no two start at the same place in a page
-FIELDS = WRITTEN, EXTENT, NUMBER, PIVOT, TOTAL, SQUARES = range(6)  # columns of the statistics, see rows.Rows
 
 
-def _compiled(**options: Any) -> Callable[[F], F]:
-    """Compile at the first call, without the GIL, and keep the result on disk where there is a place for it."""
-    options = {"nogil": True, "error_model": "numpy", **options}
-
-    def decorator(function: F) -> F:
-        try:
-            found: F = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache can be written
-            found = numba.njit(**options)(function)
-        return found
-
-    return decorator
-
-
-# ---- what a mask says
-
-
-@_compiled()
-def _number(mask):
-    """How many tokens are valid."""
-    number = 0
-    for t in range(len(mask)):
-        number += mask[t]
-    return number
-
-
-@_compiled()
-def _look(mask):
-    """How many tokens are valid, and one beyond the last of them."""
-    number, end = 0, 0
-    for t in range(len(mask)):
-        on = mask[t]
-        number += on
-        end = max(end, t + 1 if on else 0)
-    return number, end
-
-
-@_compiled()
-def pack_rows(mask, out):
-    """A mask of 0 and 1 as bytes; true if it holds anything else."""
-    bits = mask[0, 0] & 0
-    for b in range(len(mask)):
-        source, target, here = mask[b], out[b], bits & 0
-        for t in range(len(source)):
-            here |= source[t]
-            target[t] = source[t] != 0
-        bits |= here
-    return bits != 0 and bits != 1
-
-
-@_compiled()
-def find_strays(rewards, mask, found):
-    """Which rows have a number other than 0, NaN included, where the mask is 0."""
-    for b in range(len(rewards)):
-        x, on, stray = rewards[b], mask[b], False
-        for t in range(len(x)):
-            stray |= (x[t] != 0) & (on[t] == 0)
-        found[b] = stray
-
-
-# ---- discounted sums and GAE
-
-
-@_compiled()
-def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, stats):
+@compiled()
+def scan_rows(rewards, values, mask, last, gamma, discount, less, out, also, stats, past):
     """Discounted sums of rewards, or of TD errors where there are values; numbers and mask are raw.
 
     Args:
@@ -119,15 +44,19 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
         last: ``(B,)`` the value after each row's last valid token; read with values.
         gamma: Read with values.
         discount: ``(B,)``, or ``(1,)`` for all rows; None: 1 in every row, a step that has nothing to multiply and so takes half the time.
-        less: ``(B,)`` what is subtracted from a row's sums to give ``ahead``, or None.
-        ahead: ``(B, T)`` output, the sums.
-        sums: ``(B, T)`` output, the sums without ``less`` and plus the values; None where that is ``ahead``.
+        less: ``(B,)`` what is subtracted from a row's sums to give ``out``, or None.
+        out: ``(B * T,)`` output, the sums.
+        also: ``(B * T,)`` output, the sums without ``less`` and plus the values; None where that is ``out``.
         stats: ``(B, 6)`` output, which holds zeros: of the sums, but with ``less`` only which rows count.
+        past: Whether to write past the cache.
     """
-    rows, width = len(mask), min(mask.shape[1], TILE)
+    rows, length = mask.shape
+    width, valid = min(length, TILE), mask.reshape(-1)
     x = np.zeros((LANES, width + _APART), rewards.dtype)
     steps = np.zeros((LANES, width + _APART), rewards.dtype)
     packed = np.zeros(width + 1, rewards.dtype)  # for _bring
+    desks = np.zeros((2, width + _APART), rewards.dtype)  # for what goes past the cache
+    nothing = np.zeros(CHUNK, rewards.dtype)  # for _clear_past
     row, end, number = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     later, next_value = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)
     rate = np.ones(LANES, rewards.dtype)
@@ -135,20 +64,21 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
     while True:
         for i in range(LANES):
             if end[i] == 0:  # the lane is free
-                b = _next_row(mask, coming, ahead, sums, stats)
+                b = _next_row(mask, coming, out, also, stats, nothing, past)
                 row[i], coming, later[i] = b, b + 1, 0
                 if b < rows:
                     end[i] = stats[b, EXTENT]
                     rate[i] = 1 if discount is None else discount[b if len(discount) > 1 else 0]
                     next_value[i] = 0 if values is None else last[b]
         if not end.any():
+            settle()
             return
         holes, longest = False, 0
         for i in range(LANES):
             if end[i] > 0:
                 b, low, high = row[i], _low(end[i]), end[i]
                 dense = stats[b, NUMBER] == stats[b, EXTENT]
-                number[i] = high - low if dense else _number(mask[b, low:high])
+                number[i] = high - low if dense else count(mask[b, low:high])
                 holes |= number[i] < high - low
                 longest = max(longest, high - low)
                 next_value[i] = _bring(
@@ -169,54 +99,73 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, ahead, sums, s
             _advance(x, None if discount is None else rate, later, longest + 1)
         for i in range(LANES):
             if end[i] > 0:
-                b, low, high = row[i], _low(end[i]), end[i]
-                if number[i] == high - low:
-                    _write(x[i], None, b, low, high, values, less, ahead, sums, stats[b])
+                b, low = row[i], _low(end[i])
+                start, size = b * length + low, end[i] - low
+                y = piece(desks[0], 0, size) if past else piece(out, start, size)
+                z = y if also is None else piece(desks[1], 0, size) if past else piece(also, start, size)
+                v, off = None if values is None else values[b, low:], None if less is None else less[b]
+                if number[i] == size:
+                    _write(x[i], None, v, off, y, None if also is None else z, stats[b])
                 else:
-                    _write(x[i], mask[b, low:high], b, low, high, values, less, ahead, sums, stats[b])
+                    on = piece(valid, start, size)
+                    _write(x[i], on, v, off, y, None if also is None else z, stats[b])
+                if past:
+                    put(out, start, start + size, y)
+                    if also is not None:
+                        put(also, start, start + size, z)
                 end[i] = low
                 if low == 0 and not np.isfinite(later[i] if less is None else later[i] - less[b]):
-                    _exclude(b, values, mask, ahead, sums, stats)
+                    _exclude(b, values, mask, out, also, stats)
 
 
-@_compiled()
+@compiled()
 def _low(end):
     """Where the tile that ends there begins; 0 for a lane without a row, whose end is 0."""
     return max(end - 1, 0) // TILE * TILE
 
 
-@_compiled()
-def _next_row(mask, b, ahead, sums, stats):
+@compiled()
+def _next_row(mask, b, out, also, stats, nothing, past):
     """The next row from b on that has a valid token; whatever stands behind its last one is 0."""
     rows, length = mask.shape
     while b < rows:
-        stats[b, NUMBER], stats[b, EXTENT] = _look(mask[b])
-        _clear(b, int(stats[b, EXTENT]), length, ahead, sums)
+        stats[b, NUMBER], stats[b, EXTENT] = look(mask[b])
+        start, stop = b * length + int(stats[b, EXTENT]), (b + 1) * length
+        if past:
+            _clear_past(start, stop, out, nothing)
+            if also is not None:
+                _clear_past(start, stop, also, nothing)
+        else:
+            for t in range(start, stop):
+                out[numba.uintp(t)] = 0
+                if also is not None:
+                    also[numba.uintp(t)] = 0
         if stats[b, NUMBER] > 0:
             return b
         b += 1
     return rows
 
 
-@_compiled()
-def _clear(b, low, high, ahead, sums):
-    ahead[b, low:high] = 0
-    if sums is not None:
-        sums[b, low:high] = 0
+@compiled()
+def _clear_past(start, stop, out, nothing):
+    for low in range(start, stop, CHUNK):
+        put(out, low, min(low + CHUNK, stop), nothing)
 
 
-@_compiled()
-def _exclude(b, values, mask, ahead, sums, stats):
+@compiled()
+def _exclude(b, values, mask, out, also, stats):
     """What is not finite has come through to the first token: nothing is left but the values, where finite."""
     stats[b, EXTENT:] = 0
-    _clear(b, 0, mask.shape[1], ahead, sums)
-    if values is not None:
-        for t in range(mask.shape[1]):
-            if mask[b, t] and np.isfinite(values[b, t]):
-                sums[b, t] = values[b, t]
+    start = b * mask.shape[1]
+    for t in range(mask.shape[1]):
+        out[start + t] = 0
+        if also is not None:
+            also[start + t] = 0
+            if values is not None and mask[b, t] and np.isfinite(values[b, t]):
+                also[start + t] = values[b, t]
 
 
-@_compiled()
+@compiled()
 def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, packed):
     """Rewards, or r + gamma V' - V, on scratch, right where a token is valid; returns what the next tile has as V'."""
     width = high - low
@@ -241,7 +190,7 @@ def _bring(rewards, values, mask, b, low, high, number, gamma, next_value, x, pa
     return packed[n]
 
 
-@_compiled()
+@compiled()
 def _steps(mask, b, low, high, number, longest, rate, x, steps):
     """The discount of each step of a tile, and what it adds; behind the tile, and where a token is masked, 1 and 0."""
     width = high - low
@@ -255,14 +204,14 @@ def _steps(mask, b, low, high, number, longest, rate, x, steps):
     steps[width:longest], x[width:longest] = 1, 0
 
 
-@_compiled()
+@compiled()
 def _silence(mask, x):
     """0 where a token is masked."""
     for t in range(len(mask)):
         x[t] = x[t] if mask[t] else 0
 
 
-@_compiled()
+@compiled()
 def _advance(x, discount, later, width):
     """Scan the scratch rows from right to left, from 0 on; without a discount it is 1."""
     if discount is not None:
@@ -284,7 +233,7 @@ def _advance(x, discount, later, width):
     later[:] = (y0, y1, y2, y3, y4, y5, y6, y7)
 
 
-@_compiled()
+@compiled()
 def _advance_over_holes(x, steps, later, width):
     """As :func:`_advance`, from ``later`` on, with a discount for each step."""
     x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
@@ -306,146 +255,29 @@ def _advance_over_holes(x, steps, later, width):
     later[:] = (y0, y1, y2, y3, y4, y5, y6, y7)
 
 
-@_compiled(fastmath={"reassoc"})  # several partial sums at a time; what is written is one operation each
-def _write(x, mask, b, low, high, values, less, ahead, sums, stats):
-    """Write a tile out, and add it to its row's statistics; the pivot is the last token of the first tile.
+@compiled(fastmath={"reassoc"})  # several partial sums at a time; what is written is one operation each
+def _write(x, mask, values, less, out, also, stats):
+    """Write a tile's sums out, and add them to the row's statistics; the pivot is the last token of the first tile.
 
     Without a mask, which is the tile's, all tokens are valid.
     """
-    width = high - low
     if stats[WRITTEN] == 0:
         stats[WRITTEN] = 1
-        stats[PIVOT] = x[width - 1]  # the row's last valid token
-    out, pivot, total, squares = ahead[b, low:high], stats[PIVOT], 0.0, 0.0
+        stats[PIVOT] = x[len(out) - 1]  # the row's last valid token
+    pivot, total, squares = stats[PIVOT], 0.0, 0.0
     nothing = x.dtype.type(pivot)
-    for t in range(width):
+    for t in range(len(out)):
         on = True if mask is None else mask[t]
-        y = x[t] if less is None else x[t] - less[b]
+        y = x[t] if less is None else x[t] - less
         out[t] = y if on else 0
         if less is None:
             apart = np.float64(y if on else nothing) - pivot
             total += apart
             squares += apart * apart
-    if sums is not None:
-        also = sums[b, low:high]
-        for t in range(width):
+    if also is not None:
+        for t in range(len(out)):
             on = True if mask is None else mask[t]
-            y = x[t] if values is None else x[t] + values[b, low + t]
+            y = x[t] if values is None else x[t] + values[t]
             also[t] = y if on else 0
     stats[TOTAL] += total
     stats[SQUARES] += squares
-
-
-# ---- sums over rows
-
-
-@_compiled()
-def sum_rows(x, mask, stats):
-    """Statistics of what is valid in each row of ``(B, T)`` numbers."""
-    for b in range(len(x)):
-        number, extent = _look(mask[b])
-        if number > 0:
-            stats[b, WRITTEN], stats[b, NUMBER], stats[b, EXTENT] = 1, number, extent
-            stats[b, PIVOT] = x[b, extent - 1]
-            stats[b, TOTAL], stats[b, SQUARES] = _sums(x[b, :extent], mask[b], number, stats[b, PIVOT])
-
-
-@_compiled()
-def score_rows(rewards, mask, stats):
-    """Each row's sum in fp64, as ``TOTAL`` with pivot 0; not finite in the rewards' dtype: the response is excluded."""
-    score = np.zeros(1, rewards.dtype)
-    for b in range(len(rewards)):
-        number, extent = _look(mask[b])
-        if number > 0:
-            stats[b, WRITTEN] = 1
-            total, _ = _sums(rewards[b, :extent], mask[b], number, 0.0)
-            score[0] = total
-            if np.isfinite(score[0]):
-                stats[b, NUMBER], stats[b, EXTENT], stats[b, TOTAL] = number, extent, total
-
-
-@_compiled(fastmath={"reassoc"})  # several partial sums at a time
-def _sums(x, mask, number, pivot):
-    """Sum and sum of squares of the valid ones among x, less the pivot, which is a number of x's dtype."""
-    total, squares, nothing = 0.0, 0.0, x.dtype.type(pivot)
-    if number == len(x):
-        for t in range(len(x)):
-            apart = np.float64(x[t]) - pivot
-            total += apart
-            squares += apart * apart
-    else:
-        for t in range(len(x)):
-            apart = np.float64(x[t] if mask[t] else nothing) - pivot
-            total += apart
-            squares += apart * apart
-    return total, squares
-
-
-@_compiled()
-def pool(stats, by_row, ddof):
-    """A pivot of the batch, its mean less that pivot, and its variance; see ``backends.pooled``."""
-    start, whole, apart_sum = 0.0, 0.0, 0.0
-    for b in range(len(stats)):
-        if stats[b, NUMBER] > 0:
-            start = stats[b, PIVOT]
-            break
-    for b in range(len(stats)):
-        number = stats[b, NUMBER]
-        if number > 0:
-            weight = 1 / number if by_row else 1.0
-            whole += weight * number
-            apart_sum += weight * (stats[b, TOTAL] + number * (stats[b, PIVOT] - start))
-    shift, spread = apart_sum / max(whole, 1.0), 0.0
-    for b in range(len(stats)):
-        number = stats[b, NUMBER]
-        if number > 0:
-            weight, off = 1 / number if by_row else 1.0, stats[b, PIVOT] - start - shift
-            spread += weight * (stats[b, SQUARES] + off * (2 * stats[b, TOTAL] + number * off))
-    return start, shift, max(spread, 0.0) / max(whole - ddof, 1.0)
-
-
-# ---- numbers written to every token
-
-
-@_compiled()
-def standardise_rows(x, mask, stats, pivot, shift, scale, out):
-    """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere, in ``out`` or, where that is None, x.
-
-    The mask of a row whose valid tokens all stand first is not read again. Written in place without a second name for
-    it, a loop is vector code; with one the compiler must allow for the two to overlap.
-    """
-    for b in range(len(x)):
-        y = x[b] if out is None else out[b]
-        number, extent = int(stats[b, NUMBER]), int(stats[b, EXTENT])
-        if number == extent:
-            if out is None:
-                for t in range(number):
-                    y[t] = (y[t] - pivot - shift) * scale
-            else:
-                for t in range(number):
-                    y[t] = (x[b, t] - pivot - shift) * scale
-            y[number:] = 0
-        elif out is None:
-            for t in range(len(y)):
-                y[t] = (y[t] - pivot - shift) * scale if mask[b, t] else 0
-        else:
-            for t in range(len(y)):
-                y[t] = (x[b, t] - pivot - shift) * scale if mask[b, t] else 0
-
-
-@_compiled()
-def spread_rows(x, mask, stats, out):
-    """Each row's number on its valid tokens, 0 elsewhere; as above, a mask without holes is not read again."""
-    for b in range(len(mask)):
-        number, extent = int(stats[b, NUMBER]), int(stats[b, EXTENT])
-        if number == extent:
-            out[b, :number] = x[b]
-            out[b, number:] = 0
-        else:
-            _spread(x[b], mask[b], out[b])
-
-
-@_compiled()
-def _spread(x, mask, out):
-    for t in range(len(mask)):
-        out[t] = x if mask[t] else 0
