@@ -2,8 +2,8 @@
 
 Memory that a process has just got is provided and cleared by the system page by page when it is first written to. Two
 things make that cheaper than with ``torch.empty``: pages of 2 MiB in place of 4 KiB, and memory that has been there
-before. A trainer makes outputs of the same size in every step and lets go of the last step's: the last one of those
-serves the next, where it takes no more than 32 MiB.
+before. A trainer makes outputs of the same size in every step and lets go of the last step's: of those the last serve
+the next, 32 MiB of them at most.
 """
 
 import math
@@ -23,7 +23,7 @@ _LINE = 1024  # bytes by which outputs are kept apart modulo a page
 _PAGE = 4096
 _MOST = (32 << 20) + 2 * _PAGE  # bytes that are kept
 
-_spare: list[Array] = []  # at most one; taken and given by operations on a list, which threads cannot divide
+_spare: list[Array] = []  # of one size; taken and given by operations on a list, which threads cannot divide
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: int = 0) -> Tensor:
@@ -52,18 +52,19 @@ def large(out: Tensor | Array) -> bool:
 
 
 def _take(size: int) -> Array:
-    try:
-        memory = _spare.pop()
-    except IndexError:
-        pass
-    else:
+    while True:
+        try:
+            memory = _spare.pop()
+        except IndexError:
+            return np.empty(size, np.uint8)
         if memory.nbytes == size:
             return memory
         del memory  # before there is more
-    return np.empty(size, np.uint8)
 
 
 def _give(memory: Array) -> None:
     if memory.nbytes <= _MOST:
+        if any(other.nbytes != memory.nbytes for other in _spare[:]):
+            _spare.clear()
         _spare.append(memory)
-        del _spare[:-1]
+        del _spare[: -(_MOST // memory.nbytes)]

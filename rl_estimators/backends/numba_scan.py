@@ -52,10 +52,10 @@ def scan_rows(rewards, values, mask, last, gamma, discount, less, out, also, sta
     """
     rows, length = mask.shape
     width, valid = min(length, TILE), mask.reshape(-1)
-    x = np.zeros((LANES, width + _APART), rewards.dtype)
-    steps = np.zeros((LANES, width + _APART), rewards.dtype)
-    packed = np.zeros(width + 1, rewards.dtype)  # for _bring
-    desks = np.zeros((2, width + _APART), rewards.dtype)  # for what goes past the cache
+    x = np.empty((LANES, width + _APART), rewards.dtype)
+    steps = np.empty((LANES, width + _APART), rewards.dtype)
+    packed = np.empty(width + 1, rewards.dtype)  # for _bring
+    desks = np.empty((2, width + _APART), rewards.dtype)  # for what goes past the cache
     nothing = np.zeros(CHUNK, rewards.dtype)  # for _clear_past
     row, end, number = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     later, next_value = np.zeros(LANES, rewards.dtype), np.zeros(LANES, rewards.dtype)

@@ -178,15 +178,17 @@ def as_bool(mask: Tensor, scratch: Scratch) -> Tensor:
     return mask if mask.dtype == torch.bool else scratch("mask", mask.shape, torch.bool).copy_(mask)
 
 
-def mask_bits(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
-    """All bits set where ``mask``, which is bool, is true: for :func:`keep`."""
-    ones = mask.view(
-        torch.int8
-    )  # and -1, all bits, is made of them while they are bytes: a quarter of the memory
+def mask_bits(
+    mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None, out: Tensor | None = None
+) -> Tensor:
+    """All bits set where ``mask``, which is bool, is true: for :func:`keep`; in memory of that dtype, if there is any."""
+    # -1, all bits, is made of the ones while they are bytes: a quarter of the memory
+    ones = mask.view(torch.int8)
     if scratch is None:
         return ones.neg().to(_BITS[dtype])
     signs = torch.neg(ones, out=scratch("signs", mask.shape, torch.int8))
-    return scratch("bits", mask.shape, _BITS[dtype]).copy_(signs)
+    bits = scratch("bits", mask.shape, _BITS[dtype]) if out is None else out.view(_BITS[dtype])
+    return bits.copy_(signs)
 
 
 def keep(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
@@ -383,10 +385,17 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
         on, here = as_bool(mask[some], scratch), x[some]
         pivot, starts = here[:, 0], on[:, 0]
         if x.device.type != "cpu" or not starts.all():  # a row may start with a hole, or have no valid token
-            pivot = here.gather(1, on.byte().argmax(-1, keepdim=True))[:, 0]
-            pivot = torch.where(on.any(-1), pivot, 0)
+            first = _first_valid(on)[:, None]
+            pivot = torch.where(on.gather(1, first), here.gather(1, first), 0)[:, 0]
         found.append(_rows(here, on, on, pivot, scratch))
     return _join(found)
+
+
+def _first_valid(mask: Tensor) -> Tensor:
+    """``(R,)`` where each row's first valid token stands; 0 where there is none."""
+    if mask.device.type == "cpu":  # numpy stops at the first
+        return torch.from_numpy(mask.numpy().argmax(axis=1))
+    return mask.byte().argmax(-1)
 
 
 def pack(mask: Tensor) -> Tensor | None:
@@ -396,7 +405,7 @@ def pack(mask: Tensor) -> Tensor | None:
         here = mask[some].numpy()
         if here.view(f"u{here.itemsize}").max() > 1:  # what is below 0 is large without a sign
             return None
-        out[some] = mask[some]
+        out[some].view(torch.int8).copy_(mask[some])  # 0 and 1, which need no comparison
     return out
 
 
@@ -460,8 +469,11 @@ def _exact_sum(x: Tensor) -> Tensor:
 def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     """See :func:`rl_estimators.backends.spread`."""
     out, scratch = empty(mask.shape, x.dtype, x.device), Scratch(x.device)
+    numbers = x.view(_BITS[x.dtype])
     for some in blocks(mask.shape, block_elements(mask)):
-        keep(x[some, None], mask_bits(as_bool(mask[some], scratch), x.dtype, scratch), out[some])
+        # the bits stand where the numbers will: one stream through memory in place of two
+        bits = mask_bits(as_bool(mask[some], scratch), x.dtype, scratch, out[some])
+        bits.bitwise_and_(numbers[some, None])
     return out
 
 

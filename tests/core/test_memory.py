@@ -65,22 +65,38 @@ def test_what_somebody_still_sees_is_not_given_away(look):
     assert output().data_ptr() == address
 
 
-def test_only_one_is_kept_and_none_above_32_mib():
+def kept():
+    return sum(spare.nbytes for spare in memory._spare)
+
+
+@pytest.mark.parametrize("length", [1024, 2048, 4096, 8192])
+def test_no_more_than_32_mib_are_kept_and_of_one_size(length):
+    most, size = 32 << 20, 1024 * length * 4
+    several = [output((1024, length)) for _ in range(12)]
+    others = [output((1024, length - 64)) for _ in range(2)]
+    del several
+    assert most - size <= kept() <= most + (8 << 10)  # a page on each side of an output
+    assert len({spare.nbytes for spare in memory._spare}) == 1
+    del others
+    assert {spare.nbytes for spare in memory._spare} <= {1024 * (length - 64) * 4 + (8 << 10)}
+
+
+def test_what_does_not_fit_is_let_go_of_first():
     several = [output() for _ in range(4)]
     del several
-    assert len(memory._spare) == 1
-    largest = output((1024, 8192))  # 32 MiB; what does not fit is let go of first
+    assert memory._spare
+    largest = output((1024, 8192))
     assert not memory._spare
     del largest
     assert len(memory._spare) == 1
-    larger = output((1024, 8200))
+    larger = output((1024, 8200))  # above 32 MiB
     del larger
     assert not memory._spare
 
 
 def test_masks_and_small_outputs_are_left_alone():
-    kept = output()
-    del kept
+    spare = output()
+    del spare
     masks, small = empty((4096, 4096), torch.bool, CPU), output((16, 16))
     assert len(memory._spare) == 1
     del masks, small
@@ -103,7 +119,7 @@ def test_threads_never_share():
     for thread in threads:
         thread.join()
     assert not faults
-    assert len(memory._spare) == 1
+    assert 0 < kept() <= (32 << 20) + (8 << 10)
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
