@@ -240,8 +240,10 @@ def test_functions_are_those_of_the_package():
 
 
 @pytest.mark.parametrize(
-    ("readme", "words"), [("README.md", "GAE is {} times"), ("README.zh-CN.md", "{} 倍")]
+    ("readme", "words"), [("README.md", r"GAE is some (\d+) times"), ("README.zh-CN.md", r"verl 的 (\d+) 倍")]
 )
-def test_readmes_figure_is_the_measured_one(readme, words):
+def test_readmes_figure_is_no_better_than_the_measured_one(readme, words):
+    """Runs differ by a third, so the figure is a round one below the last run's."""
     (row,) = [row for row in table(page("docs/fast.md")) if row[0] == "GAE with whitening"]
-    assert words.format(row[2].split(" / ")[0]) in page(readme)
+    measured, (told,) = float(row[2].split(" / ")[0]), re.findall(words, page(readme))
+    assert 0.7 * measured <= int(told) <= measured
