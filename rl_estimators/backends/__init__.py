@@ -3,9 +3,11 @@
 Each backend has the same functions; those below take the one that :mod:`rl_estimators.backends.choose` names:
 
 - ``torch_rows`` (any device): blocks of rows, the recursion as products with a triangular matrix (``torch_scan``).
-- ``numba_rows`` (CPU): compiled loops over rows (``numba_scan``).
-- ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``); sums over rows
-  (``triton_sums``), numbers written to every token (``triton_spread``).
+- ``numba_rows`` (CPU): compiled loops over rows, the recursion as it is written (``numba_scan``).
+- ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``).
+
+The latter two have sums over rows and numbers written to every token beside it (``*_sums``, ``*_spread``); how numba's reach
+memory is in ``numba_memory``.
 
 They take a batch as a framework passes it, and hold to the rules of :mod:`rl_estimators.masked`: what stands at a masked
 position is not read, and a response with a number that is not finite, or whose sum is not, gets the advantage 0. What

@@ -20,19 +20,19 @@ def count(mask):
     """
     words, found = eights(mask), np.int64(0)
     for low in range(0, len(words), 255):
-        part, bytes_ = piece(words, low, min(255, len(words) - low)), np.uint64(0)
+        part, sums = piece(words, low, min(255, len(words) - low)), np.uint64(0)
         for k in range(len(part)):
-            bytes_ += part[k]
+            sums += part[k]
         for _ in range(8):
-            found += np.int64(bytes_ & np.uint64(255))
-            bytes_ >>= np.uint64(8)
+            found += np.int64(sums & np.uint64(255))
+            sums >>= np.uint64(8)
     for t in range(len(words) * 8, len(mask)):
         found += mask[t]
     return found
 
 
 @compiled()
-def extent(mask):
+def _end(mask):
     """One beyond the last valid token."""
     words, end = eights(mask), len(mask)
     while end > len(words) * 8 and not mask[end - 1]:
@@ -48,7 +48,7 @@ def extent(mask):
 @compiled()
 def look(mask):
     """How many tokens are valid, and one beyond the last of them."""
-    end = extent(mask)
+    end = _end(mask)
     return count(piece(mask, 0, end)), end
 
 
