@@ -147,12 +147,12 @@ def gae(
     advantages, targets = (empty(rewards.shape, dtype, rewards.device, place) for place in range(2))
     out, sums, stats = advantages.numpy(), targets.numpy(), _Table(len(rewards))
     end, rates = _one_each(last, len(rewards), dtype), _rates(decay, dtype)
-    discount = _scalar(gamma, dtype)
+    discount, past = _scalar(gamma, dtype), large(out)
 
     def work(some: slice) -> None:
         numba_scan.scan_rows(
             _numbers(rewards, some, dtype), _numbers(values, some, dtype), _mask(mask, some), end[some],
-            discount, _part(rates, some), None, _flat(out, some), _flat(sums, some), stats.table[some], large(out),
+            discount, _part(rates, some), None, _flat(out, some), _flat(sums, some), stats.table[some], past,
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -166,13 +166,12 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
     totals = empty(rewards.shape, dtype, rewards.device, 1) if above else ahead
     out, sums, stats = ahead.numpy(), totals.numpy() if above else None, _Table(len(rewards))
     less = _one_each(baselines, len(rewards), dtype) if above else None
-    rates = _rates(discount, dtype)
+    rates, past = _rates(discount, dtype), large(out)
 
     def work(some: slice) -> None:
         numba_scan.scan_rows(
             _numbers(rewards, some, dtype), None, _mask(mask, some), None, None, _part(rates, some),
-            _part(less, some), _flat(out, some), _flat(sums, some), stats.table[some],
-            large(out),
+            _part(less, some), _flat(out, some), _flat(sums, some), stats.table[some], past,
         )  # fmt: skip
 
     _over_rows(rewards.shape, work)
@@ -218,6 +217,7 @@ def standardise(
     """See :func:`rl_estimators.backends.standardise`."""
     stats = _table(rows, len(x))
     less, also, times = (_scalar(float(factor), x.dtype) for factor in (pivot, shift, scale))
+    # a kernel writes rows that lie side by side
     target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
     into, in_place = target.numpy(), target.data_ptr() == x.data_ptr()
     past = large(out) and not in_place

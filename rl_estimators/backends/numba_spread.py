@@ -17,7 +17,7 @@ __all__ = ["spread_rows", "standardise_rows"]
 
 @compiled()
 def standardise_rows(x, mask, stats, pivot, shift, scale, out, past, in_place):
-    """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere; ``out`` may be x."""
+    """(x - pivot - shift) scale on valid tokens of rows that count, 0 elsewhere; ``in_place``: out is x."""
     length, numbers, valid, target = x.shape[1], x.reshape(-1), mask.reshape(-1), out.reshape(-1)
     desk = np.empty(CHUNK, x.dtype)
     for b in range(len(x)):
