@@ -238,7 +238,8 @@ def _rows(
         found[0] if len(found) == 1 else (sum(parts) for parts in zip(*found, strict=True))
     )
     written = number > 0 if mask is on else on.any(-1)  # any takes three times as long as sum
-    return Rows(written, number, pivot.to(wide), total, squares, None)
+    # a copy: the pivot may stand in memory that the next block is given
+    return Rows(written, number, pivot.to(wide, copy=True), total, squares, None)
 
 
 def _join(rows: list[Rows]) -> Rows:

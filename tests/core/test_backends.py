@@ -452,6 +452,26 @@ def test_rows_longer_than_a_piece(monkeypatch):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("discount", [0.9, 1.0])
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_a_block_leaves_is_not_overwritten_by_the_next(monkeypatch, dtype, discount, holes):
+    """Statistics of nine rows, two at a time in memory that is used again, against those of numpy."""
+    monkeypatch.setattr(torch_rows, "block_elements", lambda x: 2 * x.shape[1])
+    rewards, values, mask = (x.to(dtype) if x.is_floating_point() else x for x in batch(9, 37, holes=holes))
+    scans = (
+        torch_rows.gae(rewards, values, mask, None, 1.0, discount),
+        torch_rows.returns(rewards, mask, discount),
+    )
+    for advantages, _, rows in scans:
+        for b, (x, on) in enumerate(zip(advantages.double().numpy(), mask.numpy(), strict=True)):
+            apart = x[on] - rows.pivot[b].item()
+            assert 0 in apart
+            wanted = [on.sum(), apart.sum(), (apart**2).sum()]
+            found = [rows.number[b], rows.total[b], rows.squares[b]]
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 64, 1024, 33 * 16])
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
 def test_chunks_put_together_are_the_sum(length, discount):
