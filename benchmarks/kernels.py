@@ -1,9 +1,10 @@
 """Ours against verl's functions and a memory copy: ``make bench``, or ``python benchmarks/kernels.py --quick``.
 
 One process and one thread. For every shape and mask each repeat draws fresh inputs and runs all contestants on them in
-turn; a contestant's time is the smallest over the repeats, in seconds of the processor, which other programs on the
-machine do not lengthen much. What a call returns is kept until its next one, as a trainer keeps it: memory is not
-handed back and forth between contestants. Ours is called by name, with all checks.
+turn, another one first each time, as what one leaves in the cache helps or hinders the next; a contestant's time is the
+smallest over the repeats, in seconds of the processor, which other programs on the machine do not lengthen much. What a
+call returns is kept until its next one, as a trainer keeps it: memory is not handed back and forth between contestants.
+Ours is called by name, with all checks.
 
 The copy moves as many bytes as the call must read and write at least: its inputs and its outputs. ``copy`` is into
 memory that is there; ``fresh`` into memory that the system must provide first, as for every call's outputs.
@@ -200,12 +201,14 @@ def contest(case: str, rows: int, length: int, kind: str, names: list[str], repe
     moves = copies(size * rows * length)
     kept: dict[str, Any] = {}
     best: dict[str, float] = {}
-    for _ in range(repeats):
+    for turn in range(repeats):
         batch = inputs(rows, length, kind)
         calls = {"verl": lambda batch=batch: theirs(batch), **moves}
         for name in names:
             calls[name] = lambda batch=batch: ours(batch)
-        for name, call in calls.items():
+        order = [*calls]
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            call = calls[name]
             with backends.use_backend(name if name in names else "torch"):
                 start = time.process_time()
                 kept[name] = call()
@@ -218,7 +221,7 @@ def race(
 ) -> Iterator[dict[str, Any]]:
     """All cases; prints a line each."""
     for rows, length in shapes:
-        repeats = 4 if rows * length > 1 << 22 else 25
+        repeats = 5 if rows * length > 1 << 22 else 25
         for kind in ("prefix", "holes"):
             for case in CASES:
                 names = ["torch"] if case in LOSSES else backend_names  # the losses are the same in all

@@ -2,7 +2,8 @@
 
 Each backend has the same functions; those below take the one that :mod:`rl_estimators.backends.choose` names:
 
-- ``torch_rows`` (any device): blocks of rows, the recursion as products with a triangular matrix (``torch_scan``).
+- ``torch_rows`` (any device): blocks of rows (``torch_blocks``), the recursion as products with a triangular matrix
+  (``torch_scan``).
 - ``numba_rows`` (CPU): compiled loops over rows, the recursion as it is written (``numba_scan``).
 - ``triton_rows`` (CUDA): one program per row, the recursion as an associative scan (``triton_scan``).
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rl_estimators.backends.memory import empty
-from rl_estimators.backends.rows import blocks, work_dtype
-from rl_estimators.backends.torch_rows import Scratch, as_bool, block_elements, cut, mask_bits
+from rl_estimators.backends.rows import blocks, take, work_dtype
+from rl_estimators.backends.torch_blocks import Scratch, as_bool, block_elements, cut, mask_bits, valid_number
 
 __all__ = ["Term", "row_sums"]
 
@@ -53,21 +53,22 @@ class _RowSums(torch.autograd.Function):
         if mask.device.type == "cpu":
             elements //= 2  # a term has more in between than a scan
         parts = [*blocks(shape, elements)]
+        many = len(parts) > 1  # one block takes what it needs as it comes: there is no next one
         for some in parts:
-            valid = as_bool(mask[some], scratch)
-            bits = mask_bits(valid, dtype, scratch)
-            inputs = (
-                cut(x[some], bits, scratch(f"input {n}", valid.shape, dtype))
+            valid = as_bool(take(mask, some), scratch)
+            bits = mask_bits(valid, dtype, scratch if many else None)
+            inputs = [
+                cut(take(x, some), bits, scratch(f"input {n}", valid.shape, dtype) if many else None)
                 for n, x in enumerate((trained, *others))
-            )
+            ]
             losses, slopes, *more = term(valid, *inputs)
             if ctx.needs_input_grad[0]:
-                if len(parts) == 1:
+                if not many:
                     slope = slopes.expand(mask.shape)
                 else:
                     slope = empty(mask.shape, dtype, mask.device) if slope is None else slope
                     slope[some] = slopes
-            found.append([_row_sum(x) for x in (losses, valid, *more)])
+            found.append([_row_sum(losses), valid_number(bits), *map(_row_sum, more)])
         sums = tuple(some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True))
         ctx.dtype, ctx.others = trained.dtype, len(others)
         ctx.save_for_backward(*(() if slope is None else (slope,)))

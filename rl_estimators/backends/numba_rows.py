@@ -20,7 +20,17 @@ from torch import Tensor
 
 from rl_estimators.backends import numba_scan, numba_spread, numba_sums, torch_rows
 from rl_estimators.backends.memory import empty, large
-from rl_estimators.backends.rows import ALL, Number, Rows, Scan, as_work, blocks, inverse_std, work_dtype
+from rl_estimators.backends.rows import (
+    ALL,
+    Number,
+    Rows,
+    Scan,
+    as_work,
+    blocks,
+    inverse_std,
+    take,
+    work_dtype,
+)
 
 __all__ = [
     "discounted_sum",
@@ -64,7 +74,7 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
     def run(some: slice) -> None:
         for part in blocks((some.stop - some.start, length), _ELEMENTS):
-            work(slice(some.start + part.start, some.start + part.stop))
+            work(some if part is ALL else slice(some.start + part.start, some.start + part.stop))
 
     if len(shares) == 1:
         run(shares[0])
@@ -74,14 +84,14 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
 def _numbers(x: Tensor, some: slice, dtype: torch.dtype) -> Array:
     """Rows as an array in the working dtype, copied only if they are in another one or not contiguous."""
-    here = x if some is ALL else x[some]
+    here = take(x, some)
     here = here if here.dtype == dtype else here.to(dtype)
     return here.contiguous().numpy()
 
 
 def _mask(mask: Tensor, some: slice) -> Array:
     """Rows of a mask in any dtype as 0 and 1, one byte each; only a bool one is not copied."""
-    here = mask if some is ALL else mask[some]
+    here = take(mask, some)
     return (here if here.dtype == torch.bool else here != 0).contiguous().view(torch.uint8).numpy()
 
 
@@ -198,7 +208,7 @@ def pack(mask: Tensor) -> Tensor | None:
     if mask.dtype != torch.int64 or not mask.is_contiguous():  # a kernel is compiled for verl's masks
         return torch_rows.pack(mask)
     out = empty(mask.shape, torch.bool, mask.device)
-    source, target, odd = mask.numpy(), out.numpy(), []
+    source, target, odd = mask.numpy(), out.view(torch.uint8).numpy(), []
     _over_rows(mask.shape, lambda some: odd.append(numba_sums.pack_rows(source[some], target[some])))
     return None if any(odd) else out
 

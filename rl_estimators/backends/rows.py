@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ALL", "Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "work_dtype"]
+__all__ = ["ALL", "Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "take", "work_dtype"]
 
 ALL = slice(None)  # rows or columns; known by identity, for then nothing need be cut
 # One for the whole batch: 0-dim on a device, where nobody waits for it, and a float on the CPU.
@@ -62,10 +62,18 @@ def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype)
 
 
+def take(x: Tensor, some: slice) -> Tensor:
+    """Rows of a tensor."""
+    return x if some is ALL else x[some]
+
+
 def blocks(shape: tuple[int, ...], elements: int) -> Iterator[slice]:
-    """Slices of rows with about ``elements`` numbers each."""
+    """Slices of rows with about ``elements`` numbers each; one that has them all is :data:`ALL`, see :func:`take`."""
     rows, length = shape
     step = max(1, elements // max(length, 1))
+    if 0 < rows <= step:
+        yield ALL
+        return
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

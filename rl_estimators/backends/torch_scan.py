@@ -63,8 +63,11 @@ def _scan(
             first = torch.cat((first, first.new_zeros(rows, wide - chunks)), 1)
         after = torch.empty_like(first)
         _scan(first, discount**size, after, _INNER, product)
-        rate = discount[:, None] if isinstance(discount, Tensor) else discount
-        x.view(rows, chunks, size)[:, :-1, -1] += rate * after[:, 1:chunks]
+        last, after = x.view(rows, chunks, size)[:, :-1, -1], after[:, 1:chunks]
+        if isinstance(discount, Tensor):
+            last.addcmul_(discount[:, None], after)
+        else:
+            last.add_(after, alpha=discount)
     product(cut, matrix, out=out.view(cut.shape))
 
 

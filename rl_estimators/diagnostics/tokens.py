@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends.rows import blocks
-from rl_estimators.backends.torch_rows import block_elements
+from rl_estimators.backends.torch_blocks import block_elements
 
 __all__ = ["Tokens", "mean_difference", "parts", "read", "valid_tokens", "wide"]
 

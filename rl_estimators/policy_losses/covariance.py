@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl_estimators import backends
 from rl_estimators.backends.rows import blocks, work_dtype
-from rl_estimators.backends.torch_rows import block_elements
+from rl_estimators.backends.torch_blocks import block_elements
 from rl_estimators.masked import as_mask
 
 __all__ = ["by_rank", "by_threshold", "covariances", "share_of", "top"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends import work_dtype
-from rl_estimators.backends.torch_rows import keep, mask_bits
+from rl_estimators.backends.torch_blocks import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask

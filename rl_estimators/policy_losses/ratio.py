@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl_estimators.aggregation import aggregate_terms
 from rl_estimators.backends.losses import Term
-from rl_estimators.backends.torch_rows import keep, mask_bits
+from rl_estimators.backends.torch_blocks import keep, mask_bits
 
 __all__ = [
     "MAX_LOG_RATIO",
