@@ -16,10 +16,10 @@ import torch
 
 import rl_estimators
 from rl_estimators import backends
-from rl_estimators.backends import choose, torch_rows, torch_scan
+from rl_estimators.backends import choose, losses, torch_rows, torch_scan
 from rl_estimators.backends.losses import row_sums
 from rl_estimators.errors import InputError
-from rl_estimators.policy_losses import ppo_clip
+from rl_estimators.policy_losses import covariance, ppo_clip
 from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
 from rl_estimators.policy_losses.covariance import by_rank, by_threshold
 from rl_estimators.registry import ADV_ESTIMATORS
@@ -455,10 +455,10 @@ def test_rows_longer_than_a_piece(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("discount", [0.9, 1.0])
 @pytest.mark.parametrize("holes", [False, True])
-def test_what_a_block_leaves_is_not_overwritten_by_the_next(monkeypatch, dtype, discount, holes):
-    """Statistics of nine rows, two at a time in memory that is used again, against those of numpy."""
+def test_a_block_s_statistics_are_not_overwritten_by_the_next(monkeypatch, dtype, discount, holes):
+    """Those of nine rows, two at a time in memory that is used again, against numpy's."""
     monkeypatch.setattr(torch_rows, "block_elements", lambda x: 2 * x.shape[1])
-    rewards, values, mask = (x.to(dtype) if x.is_floating_point() else x for x in batch(9, 37, holes=holes))
+    rewards, values, mask = batch(9, 37, holes=holes, dtype=dtype)
     scans = (
         torch_rows.gae(rewards, values, mask, None, 1.0, discount),
         torch_rows.returns(rewards, mask, discount),
@@ -470,6 +470,62 @@ def test_what_a_block_leaves_is_not_overwritten_by_the_next(monkeypatch, dtype, 
             wanted = [on.sum(), apart.sum(), (apart**2).sum()]
             found = [rows.number[b], rows.total[b], rows.squares[b]]
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("length", [37, 48])  # chunks of 16 fill a row or do not
+def test_kernels_give_the_same_in_blocks(monkeypatch, dtype, holes, length):
+    """One block or five: a response that is excluded, one that is empty and a stray reward among them.
+
+    To rounding, as products of matrices of another size add in another order.
+    """
+    rewards, values, mask = batch(9, length, holes=holes, dtype=dtype, fill=0.0)
+    mask[3], mask[5, 0] = False, True
+    rewards[5, 0], rewards[1, ~mask[1]] = INF, 1
+    baselines, numbers = torch.randn(9, dtype=dtype), torch.where(mask, values, 0)
+
+    def found(rows_in_a_block):
+        monkeypatch.setattr(torch_rows, "block_elements", lambda x: rows_in_a_block * length)
+        discounts = torch.linspace(0.5, 1, 9, dtype=dtype)
+        for scan in (
+            torch_rows.gae(rewards, values, mask, baselines, 0.9, 0.8),
+            *(torch_rows.returns(rewards, mask, discount) for discount in (1.0, 0.9, discounts)),
+            *(torch_rows.returns(rewards, mask, discount, baselines) for discount in (1.0, 0.9)),
+        ):
+            yield from (scan.advantages, scan.returns, *vars(scan.rows).values())
+        for rows in (torch_rows.scores(rewards, mask), torch_rows.moments(numbers, mask)):
+            yield from vars(rows).values()
+        yield torch_rows.standardise(numbers, mask, rows, 0.1, 0.2, 3.0, torch.empty_like(values))
+        yield from (torch_rows.spread(baselines, mask), torch_rows.strays(rewards, mask))
+        yield from (torch_rows.discounted_sum(numbers, mask, 0.9), torch_rows.pack(mask.long()))
+
+    whole, tolerance = [*found(9)], 1e-5 if dtype == torch.float32 else 1e-12
+    assert len(whole) > 50
+    for one, other in zip(whole, found(2), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", rl_estimators.list_policy_loss())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_policy_losses_give_the_same_in_blocks(monkeypatch, name, dtype):
+    """Loss, metrics and gradient over one block or five, to rounding."""
+    old, gain, mask = batch(9, 37, holes=True, dtype=dtype)
+    new = (old.nan_to_num(0.0) + torch.randn(9, 37).to(dtype) / 4).masked_fill(~mask, NAN)
+
+    def found(rows_in_a_block):
+        for module in (losses, covariance):
+            monkeypatch.setattr(module, "block_elements", lambda x: rows_in_a_block * 37)
+        given = {"old_log_prob": old, "log_prob": new.clone().requires_grad_(), "advantages": gain}
+        chosen = {"generator": torch.Generator().manual_seed(1)} if name == "clip_cov" else {}
+        loss, metrics = rl_estimators.policy_loss(name, **given, response_mask=mask, **chosen)
+        loss.backward()
+        return [loss.detach(), given["log_prob"].grad, *metrics.values()]
+
+    for one, other in zip(found(18), found(4), strict=True):  # a loss takes half of that
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 64, 1024, 33 * 16])
