@@ -1,11 +1,23 @@
 """What the kernels in torch need for a block of rows: memory in between, and its mask in the forms they take."""
 
 import math
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BITS", "Scratch", "as_bool", "block_elements", "cut", "keep", "mask_bits", "valid_number"]
+__all__ = [
+    "BITS",
+    "Scratch",
+    "as_bool",
+    "block_elements",
+    "compare",
+    "cut",
+    "keep",
+    "mask_bits",
+    "valid_number",
+]
 
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -74,6 +86,16 @@ def cut(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         return keep(x.to(torch.float32 if bits.dtype == torch.int32 else torch.float64), bits)
     return keep(x if x.dtype == out.dtype else out.copy_(x), bits, out)
+
+
+def compare(
+    how: Literal["greater", "greater_equal", "less", "less_equal", "not_equal"], x: Tensor, y: Tensor | float
+) -> Tensor:
+    """What torch's function of that name says, as bool; numpy's takes a fifth of the time of torch's on the CPU."""
+    if x.device.type != "cpu":
+        found: Tensor = getattr(torch, how)(x, y)
+        return found
+    return torch.from_numpy(getattr(np, how)(x.numpy(), y.numpy() if isinstance(y, Tensor) else y))
 
 
 def valid_number(bits: Tensor) -> Tensor:

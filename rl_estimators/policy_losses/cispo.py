@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_estimators.backends.torch_blocks import compare
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed
@@ -80,6 +81,6 @@ def _term(
     log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
     ratio = bounded_exp(log_ratio)
     weight = ratio.clamp(low, high)
-    clipped = weight != ratio
+    clipped = compare("not_equal", weight, ratio)
     slopes = weight.mul_(gain).neg_()
     return *weighed(log_prob.mul_(slopes), slopes, weights), clipped, log_ratio

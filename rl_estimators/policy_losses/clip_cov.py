@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rl_estimators.backends import work_dtype
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask
@@ -92,7 +93,8 @@ def clip_cov(
     old, new, gain = (x.detach() for x in (old_log_prob, log_prob, advantages))
     for some, cov in covariances(new, gain, mask):
         *_, clipped = _surrogate(old[some], new[some], gain[some], low, high)
-        candidates[some] = mask[some] & ~clipped & (cov >= clip_cov_lb) & (cov <= clip_cov_ub)
+        within = compare("greater_equal", cov, clip_cov_lb) & compare("less_equal", cov, clip_cov_ub)
+        candidates[some] = mask[some] & ~clipped & within
     chosen = _draw(candidates, mask, share_of(mask, clip_cov_ratio), generator)
     inputs = (old_log_prob, log_prob, advantages, response_mask)
     loss, (cov_frac, clip_frac, log_ratio) = reduce(
@@ -126,7 +128,7 @@ def _term(
 ) -> tuple[Tensor, ...]:
     """A block's losses; their slopes, -A ratio where nothing holds it; who is left out, where the clip is; log-ratio."""
     log_ratio, plain, smaller, clipped = _surrogate(old_log_prob, log_prob, gain, low, high)
-    held = clipped | (log_ratio.abs() > MAX_LOG_RATIO) | (chosen > 0)
+    held = clipped | compare("greater", log_ratio.abs(), MAX_LOG_RATIO) | compare("greater", chosen, 0)
     slopes = keep(plain, mask_bits(~held, plain.dtype)).neg_()
     losses = smaller.mul_(chosen - 1)
     return *weighed(losses, slopes, weights), chosen, clipped, log_ratio
@@ -137,9 +139,13 @@ def _draw(candidates: Tensor, mask: Tensor, number: Tensor, generator: torch.Gen
     if mask.device.type != "cpu":
         return _draw_blindly(candidates, mask, number, generator)
     device = mask.device if generator is None else generator.device
-    numbers = torch.rand(int(mask.sum()), dtype=torch.float64, generator=generator, device=device).cpu()
-    chosen = torch.zeros_like(candidates)
-    return chosen.masked_scatter_(candidates, top(numbers[candidates[mask]], number))
+    # numpy finds what is true in a tenth of the time that torch takes
+    places = np.flatnonzero(mask.numpy())
+    numbers = torch.rand(len(places), dtype=torch.float64, generator=generator, device=device).cpu()
+    among = np.flatnonzero(candidates.numpy().reshape(-1)[places])
+    chosen = torch.zeros(candidates.shape, dtype=torch.bool)
+    chosen.view(-1)[torch.from_numpy(places[among])] = top(numbers[torch.from_numpy(among)], number)
+    return chosen
 
 
 def _draw_blindly(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.policy_losses.ratio import bounded_exp, reduce, row_mean, where_bounded
@@ -97,7 +97,8 @@ def _term(
     """Each row's loss n L; the slopes, n L / n where no clip is in force and else 0; where which is; the log-ratio."""
     log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
     gain = row_mean(gain, valid)
-    above, below = (log_ratio > high) & (gain > 0), (log_ratio < -low) & (gain <= 0)
+    above = compare("greater", log_ratio, high) & (gain > 0)
+    below = compare("less", log_ratio, -low) & (gain <= 0)
     least = torch.full_like(gain, -low).masked_fill_(gain > 0, -torch.inf)
     most = torch.full_like(gain, torch.inf).masked_fill_(gain > 0, high)
     mean = row_mean(torch.minimum(torch.maximum(log_ratio, least), most), valid)

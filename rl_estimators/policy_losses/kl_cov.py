@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends import work_dtype
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask
@@ -105,6 +105,6 @@ def _term(
     losses = gain.mul_(bounded_exp(log_ratio)).neg_()
     slopes = where_bounded(losses, log_ratio).addcmul_(chosen, log_ratio.sign(), value=coef)
     # by selection: a log-ratio may be infinite where nobody pays
-    paid = keep(log_ratio.abs(), mask_bits(chosen > 0, chosen.dtype))
+    paid = keep(log_ratio.abs(), mask_bits(compare("greater", chosen, 0), chosen.dtype))
     losses = losses.add_(paid, alpha=coef)
     return *weighed(losses, slopes, weights), chosen, log_ratio

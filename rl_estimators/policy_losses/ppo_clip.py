@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.aggregation import aggregate, masked_mean
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask, select
@@ -95,11 +95,11 @@ def _term(
     """A block's losses; their slopes, -A ratio where no clip is in force and else 0; and the metrics' numbers."""
     log_ratio = log_prob.sub_(old_log_prob)
     plain, smaller, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), low, high)
-    losses, still = smaller.neg_(), clipped | (log_ratio.abs() > MAX_LOG_RATIO)
+    losses, still = smaller.neg_(), clipped | compare("greater", log_ratio.abs(), MAX_LOG_RATIO)
     lower = torch.zeros_like(clipped)
     if bound is not None:
         most = gain.clamp(max=0).mul_(-bound)  # 0 where A > 0, and there no loss is larger
-        lower = losses > most
+        lower = compare("greater", losses, most)
         losses, still = torch.minimum(losses, most), still | lower
     slopes = keep(plain.neg_(), mask_bits(~still, plain.dtype))
     return *weighed(losses, slopes, weights), clipped, lower, log_ratio

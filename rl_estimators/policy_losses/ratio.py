@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl_estimators.aggregation import aggregate_terms
 from rl_estimators.backends.losses import Term
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 
 __all__ = [
     "MAX_LOG_RATIO",
@@ -71,7 +71,7 @@ def bounded_exp(log_ratio: Tensor) -> Tensor:
 
 def where_bounded(slopes: Tensor, log_ratio: Tensor) -> Tensor:
     """Slopes by a logarithm, 0 where :func:`bounded_exp` holds the ratio still."""
-    return keep(slopes, mask_bits(log_ratio.abs() <= MAX_LOG_RATIO, slopes.dtype))
+    return keep(slopes, mask_bits(compare("less_equal", log_ratio.abs(), MAX_LOG_RATIO), slopes.dtype))
 
 
 def weighed(losses: Tensor, slopes: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def clipped_surrogate(gain: Tensor, ratio: Tensor, low: float, high: float) -> t
         plain, bounded = ratio.mul_(gain), bounded.mul_(gain)
     else:
         plain, bounded = ratio * gain, bounded * gain
-    clipped = bounded < plain
+    clipped = compare("less", bounded, plain)
     return plain, torch.minimum(plain, bounded, out=bounded), clipped
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_estimators.backends.torch_blocks import compare
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.policy_losses.ratio import bounded_exp, reduce, weighed, where_bounded
@@ -79,7 +80,8 @@ def _term(
     """A block's losses; their slopes -4 S (1 - S) ratio A; the gate's slope 4 S (1 - S), less 1; 1; the log-ratio."""
     log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
     ratio = bounded_exp(log_ratio)
-    tau = (gain > 0).to(gain.dtype).mul_(tau_pos - tau_neg).add_(tau_neg)
+    good = compare("greater", gain, 0).view(torch.int8)  # 0 and 1, which as bytes become numbers sooner
+    tau = good.to(gain.dtype).mul_(tau_pos - tau_neg).add_(tau_neg)
     opening = (ratio - 1).mul_(tau).sigmoid_()
     losses = torch.div(gain, tau, out=tau).mul_(opening).mul_(-4)
     gate = torch.mul(1 - opening, opening, out=log_prob).mul_(4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.aggregation import aggregate_terms
-from rl_estimators.backends.torch_blocks import keep, mask_bits
+from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
 
@@ -63,6 +63,6 @@ def _term(valid: Tensor, new: Tensor, old: Tensor, target: Tensor, *, reach: flo
     error = new - target
     near = torch.clamp(new, old - reach, old + reach).sub_(target)
     plain, bounded = error.square(), near.square_()
-    clips = bounded > plain
+    clips = compare("greater", bounded, plain)
     losses = torch.maximum(plain, bounded).mul_(0.5)
     return losses, keep(error, mask_bits(~clips, error.dtype)), clips, new

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_estimators.aggregation import aggregate_terms
+from rl_estimators.backends.torch_blocks import compare
 from rl_estimators.calls import register_value_loss
 from rl_estimators.fields import check_range
 
@@ -66,7 +67,7 @@ def _term(valid: Tensor, new: Tensor, target: Tensor, *, delta: float) -> tuple[
     error = new - target
     slopes, size = error.clamp(-delta, delta), error.abs_()
     near = slopes.abs()
-    linear = size > delta
+    linear = compare("greater", size, delta)
     # both branches at once: no square that could overflow in either
     losses = size.sub_(near, alpha=0.5).mul_(near)
     return losses, slopes, linear, new
