@@ -31,9 +31,9 @@ smoke: $(VENV)/.installed
 smoke-gpu: $(VENV)/.installed
 	$(BIN)/python examples/digit_sort/gpu_smoke.py $(SMOKE)
 
-# What trains with Ray comes last and alone: it has processes of its own for both cores.
+# What trains with Ray comes last, two runs side by side: each waits for its processes half of the time.
 test: test-fast
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -74,7 +74,7 @@ def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None]) -> None:
 
     def run(some: slice) -> None:
         for part in blocks((some.stop - some.start, length), _ELEMENTS):
-            work(some if part is ALL else slice(some.start + part.start, some.start + part.stop))
+            work(slice(some.start + part.start, some.start + part.stop))
 
     if len(shares) == 1:
         run(shares[0])
