@@ -91,8 +91,8 @@ def cut(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
 def compare(
     how: Literal["greater", "greater_equal", "less", "less_equal", "not_equal"], x: Tensor, y: Tensor | float
 ) -> Tensor:
-    """What torch's function of that name says, as bool; numpy's takes a fifth of the time of torch's on the CPU."""
-    if x.device.type != "cpu":
+    """What torch's function of that name says, as bool; on the CPU numpy's takes a fifth of the time, in fp32 and fp64."""
+    if x.device.type != "cpu" or x.dtype not in BITS:
         found: Tensor = getattr(torch, how)(x, y)
         return found
     return torch.from_numpy(getattr(np, how)(x.numpy(), y.numpy() if isinstance(y, Tensor) else y))

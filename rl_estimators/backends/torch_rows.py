@@ -30,6 +30,7 @@ from rl_estimators.backends.torch_blocks import (
     Scratch,
     as_bool,
     block_elements,
+    compare,
     keep,
     mask_bits,
     valid_number,
@@ -354,13 +355,10 @@ def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     """See :func:`rl_estimators.backends.strays`."""
     found, scratch = [], Scratch(rewards.device)
     for some in blocks(rewards.shape, block_elements(rewards)):
-        on, here = as_bool(take(mask, some), scratch), take(rewards, some)
-        stray = scratch("stray", on.shape, torch.bool)
-        if on.device.type == "cpu" and here.dtype in BITS:  # numpy compares numbers in a tenth of the time
-            array = stray.numpy()
-            np.not_equal(here.numpy(), 0, out=array)
-            np.greater(array, on.numpy(), out=array)
-            found.append(torch.from_numpy(array.any(axis=1)) if array.any() else stray.new_zeros(len(stray)))
+        on = as_bool(take(mask, some), scratch)
+        stray = compare("not_equal", take(rewards, some), 0).gt_(on)
+        if on.device.type == "cpu":  # torch's any takes eight times as long
+            found.append(torch.from_numpy(stray.numpy().any(axis=1)))
         else:
-            found.append(torch.ne(here, 0, out=stray).gt_(on).any(-1))
+            found.append(stray.any(-1))
     return torch.cat(found)

@@ -18,7 +18,7 @@ from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask
 from rl_estimators.policy_losses.covariance import covariances, share_of, top
-from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, reduce, weighed
+from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, held_still, reduce, weighed
 
 
 @register_policy_loss("clip_cov", source="https://arxiv.org/abs/2505.22617v1 section 4")
@@ -128,7 +128,7 @@ def _term(
 ) -> tuple[Tensor, ...]:
     """A block's losses; their slopes, -A ratio where nothing holds it; who is left out, where the clip is; log-ratio."""
     log_ratio, plain, smaller, clipped = _surrogate(old_log_prob, log_prob, gain, low, high)
-    held = clipped | compare("greater", log_ratio.abs(), MAX_LOG_RATIO) | compare("greater", chosen, 0)
+    held = clipped | held_still(log_ratio) | compare("greater", chosen, 0)
     slopes = keep(plain, mask_bits(~held, plain.dtype)).neg_()
     losses = smaller.mul_(chosen - 1)
     return *weighed(losses, slopes, weights), chosen, clipped, log_ratio

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
+from rl_estimators.backends.torch_blocks import keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.policy_losses.ratio import (
-    MAX_LOG_RATIO,
     bounded_exp,
     clipped_surrogate,
+    held_still,
     reduce,
     row_mean,
     weighed,
@@ -100,7 +100,7 @@ def _term(
     log_ratio = torch.sub(log_prob, old_log_prob, out=old_log_prob)
     log_s = row_mean(log_ratio, valid)
     plain, smaller, clipped = clipped_surrogate(gain, bounded_exp(log_s), low, high)
-    held = clipped | compare("greater", log_s.abs(), MAX_LOG_RATIO)
+    held = clipped | held_still(log_s)
     slopes = keep(plain, mask_bits(~held, plain.dtype)).neg_()
     losses, slopes = weighed(smaller.neg_(), slopes, weights)
     if not token_level:

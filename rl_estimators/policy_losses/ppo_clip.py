@@ -17,7 +17,7 @@ from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
 from rl_estimators.fields import check_range
 from rl_estimators.masked import as_mask, select
-from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO, bounded_exp, clipped_surrogate, reduce, weighed
+from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, held_still, reduce, weighed
 
 
 @register_policy_loss("ppo_clip", source="https://arxiv.org/abs/1707.06347 eq. 7")
@@ -95,7 +95,7 @@ def _term(
     """A block's losses; their slopes, -A ratio where no clip is in force and else 0; and the metrics' numbers."""
     log_ratio = log_prob.sub_(old_log_prob)
     plain, smaller, clipped = clipped_surrogate(gain, bounded_exp(log_ratio), low, high)
-    losses, still = smaller.neg_(), clipped | compare("greater", log_ratio.abs(), MAX_LOG_RATIO)
+    losses, still = smaller.neg_(), clipped | held_still(log_ratio)
     lower = torch.zeros_like(clipped)
     if bound is not None:
         most = gain.clamp(max=0).mul_(-bound)  # 0 where A > 0, and there no loss is larger

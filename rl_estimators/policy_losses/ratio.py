@@ -19,6 +19,7 @@ __all__ = [
     "MAX_LOG_RATIO",
     "bounded_exp",
     "clipped_surrogate",
+    "held_still",
     "reduce",
     "row_mean",
     "weighed",
@@ -67,6 +68,11 @@ def reduce(
 def bounded_exp(log_ratio: Tensor) -> Tensor:
     """A ratio that cannot overflow: its logarithm is first clamped to [-20, 20], as in verl's `vanilla`."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp_()
+
+
+def held_still(log_ratio: Tensor) -> Tensor:
+    """Bool, where :func:`bounded_exp` holds the ratio still."""
+    return compare("greater", log_ratio.abs(), MAX_LOG_RATIO)
 
 
 def where_bounded(slopes: Tensor, log_ratio: Tensor) -> Tensor:
