@@ -1,17 +1,18 @@
 """From a loss per token to one number: the five ways that verl names."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.losses import Term, row_sums
+from rl_estimators.backends.losses import Term, loss_sums
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice
 from rl_estimators.masked import select
 
-__all__ = ["MODES", "aggregate", "aggregate_rows", "aggregate_terms", "masked_mean"]
+__all__ = ["MODES", "aggregate", "aggregate_terms", "masked_mean"]
 
 MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 _INFO = ("dp_size", "batch_num_tokens", "global_batch_size", "loss_scale_factor")
@@ -53,23 +54,19 @@ def aggregate(
     Raises:
         InputError: an unknown mode or key, or ``dp_size`` > 1 without the global count it needs.
     """
-    return aggregate_rows(
-        torch.where(mask, losses, 0).sum(-1), mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info
-    )
+    sums = torch.where(mask, losses, 0).sum(-1)
+    by_row, whole = _divisors(mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info)
+    total: Tensor = (sums if by_row is None else sums / by_row).sum() / whole
+    return total
 
 
-def aggregate_rows(
-    sums: Tensor,
-    number: Tensor,
-    length: int,
-    loss_agg_mode: str = "token-mean",
-    global_batch_info: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """As :func:`aggregate`, from each row's sum.
+def _divisors(
+    number: Tensor, length: int, loss_agg_mode: str, global_batch_info: Mapping[str, Any] | None
+) -> tuple[Tensor | None, Any]:
+    """What each row's sum is divided by, and then the sum of all: see :data:`rl_estimators.backends.losses.Divisors`.
 
     Args:
-        sums: ``(B,)`` sum over each row's valid tokens.
-        number: ``(B,)`` how many they are.
+        number: ``(B,)`` how many valid tokens a row has.
         length: T.
         loss_agg_mode: One of :data:`MODES`.
         global_batch_info: As in :func:`aggregate`.
@@ -79,23 +76,19 @@ def aggregate_rows(
     for name in info:
         check_choice("aggregate", "a key of global_batch_info", name, _INFO)
     needs = {"token-mean": "batch_num_tokens", "token-sum": None}.get(loss_agg_mode, "global_batch_size")
-    if info.get("dp_size", 1) > 1 and needs is not None and needs not in info:
-        raise InputError(
-            f"aggregate: {loss_agg_mode!r} with dp_size={info['dp_size']} needs {needs}, over all ranks"
-        )
+    ranks = info.get("dp_size", 1)
+    if ranks > 1 and needs is not None and needs not in info:
+        raise InputError(f"aggregate: {loss_agg_mode!r} with dp_size={ranks} needs {needs}, over all ranks")
 
-    if loss_agg_mode == "seq-mean-token-mean":
-        sums = sums / number.clamp(min=1)
-    total: Tensor = sums.sum()
-    if info.get("dp_size", 1) != 1:
-        total = total * info["dp_size"]
+    whole: Any = 1
     if loss_agg_mode == "token-mean":
-        total = total / _at_least_one(info.get("batch_num_tokens", number.sum()))
+        whole = _at_least_one(info.get("batch_num_tokens", number.sum()))
     elif loss_agg_mode != "token-sum":
-        total = total / _at_least_one(info.get("global_batch_size", (number > 0).sum()))
+        whole = _at_least_one(info.get("global_batch_size", (number > 0).sum()))
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        total = total / info.get("loss_scale_factor", _at_least_one(length))
-    return total
+        whole = whole * info.get("loss_scale_factor", _at_least_one(length))
+    by_row = number.clamp(min=1) if loss_agg_mode == "seq-mean-token-mean" else None
+    return by_row, whole if ranks == 1 else whole / ranks
 
 
 def aggregate_terms(
@@ -116,9 +109,11 @@ def aggregate_terms(
         global_batch_info: As in :func:`aggregate`.
         *others: ``(B, T)``, what the term needs beside them.
     """
-    sums, number, *more = row_sums(term, trained, mask, *(x.detach() for x in others))
+    divisors = partial(
+        _divisors, length=mask.shape[-1], loss_agg_mode=loss_agg_mode, global_batch_info=global_batch_info
+    )
+    loss, number, *more = loss_sums(term, divisors, trained, mask, *(x.detach() for x in others))
     tokens = number.sum().clamp(min=1)
-    loss = aggregate_rows(sums, number, mask.shape[-1], loss_agg_mode, global_batch_info)
     return loss, [x.sum() / tokens for x in more]
 
 

@@ -16,25 +16,32 @@ from rl_estimators.backends.memory import empty
 from rl_estimators.backends.rows import blocks, take, work_dtype
 from rl_estimators.backends.torch_blocks import Scratch, as_bool, block_elements, cut, mask_bits, valid_number
 
-__all__ = ["Term", "row_sums"]
+__all__ = ["Divisors", "Term", "loss_sums"]
 
 # From the mask of a block of rows, the trained numbers and each other input, all 0 off the mask, to the losses, their
 # slopes and whatever else is to be added up; each ``(R, T)`` and 0 off the mask. It may write into what it gets, but
 # for the mask.
 Term = Callable[..., tuple[Tensor, ...]]
 
+# From how many valid tokens each row has, ``(B,)``, to what its sum of losses is divided by, ``(B,)`` or None for nothing,
+# and what the sum of all rows is then divided by, 0-dim or a number.
+Divisors = Callable[[Tensor], tuple[Tensor | None, Tensor | float]]
 
-def row_sums(term: Term, trained: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Sums over each row's valid tokens, ``(B,)`` each: losses, how many tokens, then the term's other numbers.
+
+def loss_sums(
+    term: Term, divisors: Divisors, trained: Tensor, mask: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """The loss, 0-dim; how many valid tokens each row has, ``(B,)``; and the sums over them of the term's other numbers.
 
     Args:
         term: See :data:`Term`.
-        trained: ``(B, T)``; the first sum is differentiable in them, once.
+        divisors: See :data:`Divisors`.
+        trained: ``(B, T)``; the loss is differentiable in them, once.
         mask: ``(B, T)``, in any dtype.
         *others: ``(B, T)``.
     """
-    sums: tuple[Tensor, ...] = _RowSums.apply(trained, mask, term, *others)  # type: ignore[no-untyped-call]
-    return sums
+    found: tuple[Tensor, ...] = _LossSums.apply(trained, mask, term, divisors, *others)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _row_sum(x: Tensor) -> Tensor:
@@ -42,9 +49,13 @@ def _row_sum(x: Tensor) -> Tensor:
     return x.sum(-1, dtype=torch.int32 if x.dtype == torch.bool else None)
 
 
-class _RowSums(torch.autograd.Function):
+class _LossSums(torch.autograd.Function):
+    """One node from the trained numbers to the loss: of sums and quotients after it autograd would make more."""
+
     @staticmethod
-    def forward(ctx: Any, trained: Tensor, mask: Tensor, term: Term, *others: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, trained: Tensor, mask: Tensor, term: Term, divisors: Divisors, *others: Tensor
+    ) -> tuple[Tensor, ...]:
         dtype = work_dtype(trained, *others)
         slope = None
         found, scratch = [], Scratch(mask.device)
@@ -69,16 +80,21 @@ class _RowSums(torch.autograd.Function):
                     slope = empty(mask.shape, dtype, mask.device) if slope is None else slope
                     slope[some] = slopes
             found.append([_row_sum(losses), valid_number(bits), *map(_row_sum, more)])
-        sums = tuple(some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True))
-        ctx.dtype, ctx.others = trained.dtype, len(others)
+        sums, number, *more = (
+            some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True)
+        )
+        by_row, by_all = divisors(number)
+        loss = (sums if by_row is None else sums / by_row).sum() / by_all
+        ctx.dtype, ctx.others, ctx.divisors = trained.dtype, len(others), (by_row, by_all)
         ctx.save_for_backward(*(() if slope is None else (slope,)))
-        ctx.mark_non_differentiable(*sums[1:])
-        return sums
+        ctx.mark_non_differentiable(number, *more)
+        return loss, number, *more
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
+        (slope,), (by_row, by_all) = ctx.saved_tensors, ctx.divisors
+        scale = grad / by_all
         out = empty(slope.shape, slope.dtype, slope.device, 1)
-        torch.mul(slope, grad[:, None].to(slope.dtype), out=out)
-        return (out.to(ctx.dtype), *(None,) * (2 + ctx.others))
+        torch.mul(slope, scale if by_row is None else (scale / by_row)[:, None], out=out)
+        return (out.to(ctx.dtype), *(None,) * (3 + ctx.others))

@@ -6,27 +6,19 @@ bit, as verl's loop does, and the others to rounding. Backends that are not inst
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from batches import INF, NAN, batch, sequential
 
 import rl_estimators
 from rl_estimators import backends
-from rl_estimators.backends import choose, losses, torch_rows, torch_scan
-from rl_estimators.backends.losses import row_sums
-from rl_estimators.errors import InputError
-from rl_estimators.policy_losses import covariance, ppo_clip
-from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
-from rl_estimators.policy_losses.covariance import by_rank, by_threshold
+from rl_estimators.backends import choose, torch_rows
 from rl_estimators.registry import ADV_ESTIMATORS
-from rl_estimators.value_losses import clipped
 from rl_estimators.whitening import whitened
-
-NAN, INF = float("nan"), float("inf")
 
 
 def installed(name):
@@ -45,31 +37,6 @@ def plain_environment(monkeypatch):
     monkeypatch.delenv(choose.VARIABLE, raising=False)
     with np.errstate(all="ignore" if INTERPRETED else None):  # triton's interpreter computes in numpy
         yield
-
-
-def batch(rows, length, *, holes=False, dtype=torch.float32, fill=NAN, seed=0):
-    """Rewards, values and a mask; what is masked holds ``fill``."""
-    draw = torch.Generator().manual_seed(seed)
-    rewards, values = (torch.randn(rows, length, generator=draw).to(dtype) for _ in range(2))
-    mask = torch.arange(length) < torch.randint(0, length + 1, (rows, 1), generator=draw)
-    if holes:
-        mask &= torch.rand(rows, length, generator=draw) > 0.3
-    return rewards.masked_fill(~mask, fill), values.masked_fill(~mask, fill), mask
-
-
-def sequential(rewards, values, mask, last, gamma, decay, dtype):
-    """A = r + gamma V' - V + d A', R = A + V, over the valid tokens from right to left."""
-    advantages, returns = (torch.zeros(rewards.shape, dtype=dtype) for _ in range(2))
-    for b in range(len(rewards)):
-        later, following = torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype)
-        if last is not None:
-            following = last[b].to(dtype)
-        for t in mask[b].nonzero().flatten().tolist()[::-1]:
-            value = values[b, t].to(dtype)
-            later = rewards[b, t].to(dtype) + gamma * following - value + decay * later
-            following = value
-            advantages[b, t], returns[b, t] = later, later + value
-    return advantages, returns
 
 
 @each_backend
@@ -433,147 +400,6 @@ def test_accuracy_at_32768_tokens(backend, decay):
     assert (found - wide).abs().max() <= (6e-6 if decay == 1 else 1e-6) * wide.abs().max()
 
 
-def test_rows_longer_than_a_piece(monkeypatch):
-    """Pieces of 40 columns hand their carry on, over pieces without a valid token too."""
-    monkeypatch.setattr(torch_rows, "_PIECE", 40)
-    rewards, values, mask = batch(5, 200, holes=True)
-    mask[0, 60:140] = False
-    rewards, values = rewards.masked_fill(~mask, NAN), values.masked_fill(~mask, NAN)
-    last = torch.randn(5)
-    wanted = sequential(rewards, values, mask, last, 0.99, 0.9, torch.float32)
-    found = torch_rows.gae(rewards, values, mask, last, 0.99, 0.9)
-    torch.testing.assert_close(found.advantages, wanted[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.returns, wanted[1], rtol=1e-5, atol=1e-5)
-    for discount in (1.0, 0.9):
-        zero = torch.zeros_like(values)
-        sums, _ = sequential(rewards, zero, mask, None, 1.0, discount, torch.float32)
-        torch.testing.assert_close(
-            torch_rows.discounted_sum(rewards, mask, discount), sums, rtol=1e-5, atol=1e-5
-        )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("discount", [0.9, 1.0])
-@pytest.mark.parametrize("holes", [False, True])
-def test_a_block_s_statistics_are_not_overwritten_by_the_next(monkeypatch, dtype, discount, holes):
-    """Those of nine rows, two at a time in memory that is used again, against numpy's."""
-    monkeypatch.setattr(torch_rows, "block_elements", lambda x: 2 * x.shape[1])
-    rewards, values, mask = batch(9, 37, holes=holes, dtype=dtype)
-    scans = (
-        torch_rows.gae(rewards, values, mask, None, 1.0, discount),
-        torch_rows.returns(rewards, mask, discount),
-    )
-    for advantages, _, rows in scans:
-        for b, (x, on) in enumerate(zip(advantages.double().numpy(), mask.numpy(), strict=True)):
-            apart = x[on] - rows.pivot[b].item()
-            assert 0 in apart
-            wanted = [on.sum(), apart.sum(), (apart**2).sum()]
-            found = [rows.number[b], rows.total[b], rows.squares[b]]
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("length", [37, 48])  # chunks of 16 fill a row or do not
-def test_kernels_give_the_same_in_blocks(monkeypatch, dtype, holes, length):
-    """One block or five: a response that is excluded, one that is empty and a stray reward among them.
-
-    To rounding, as products of matrices of another size add in another order.
-    """
-    rewards, values, mask = batch(9, length, holes=holes, dtype=dtype, fill=0.0)
-    mask[3], mask[5, 0] = False, True
-    rewards[5, 0], rewards[1, ~mask[1]] = INF, 1
-    baselines, numbers = torch.randn(9, dtype=dtype), torch.where(mask, values, 0)
-
-    def found(rows_in_a_block):
-        monkeypatch.setattr(torch_rows, "block_elements", lambda x: rows_in_a_block * length)
-        discounts = torch.linspace(0.5, 1, 9, dtype=dtype)
-        for scan in (
-            torch_rows.gae(rewards, values, mask, baselines, 0.9, 0.8),
-            *(torch_rows.returns(rewards, mask, discount) for discount in (1.0, 0.9, discounts)),
-            *(torch_rows.returns(rewards, mask, discount, baselines) for discount in (1.0, 0.9)),
-        ):
-            yield from (scan.advantages, scan.returns, *vars(scan.rows).values())
-        for rows in (torch_rows.scores(rewards, mask), torch_rows.moments(numbers, mask)):
-            yield from vars(rows).values()
-        yield torch_rows.standardise(numbers, mask, rows, 0.1, 0.2, 3.0, torch.empty_like(values))
-        yield from (torch_rows.spread(baselines, mask), torch_rows.strays(rewards, mask))
-        yield from (torch_rows.discounted_sum(numbers, mask, 0.9), torch_rows.pack(mask.long()))
-
-    whole, tolerance = [*found(9)], 1e-5 if dtype == torch.float32 else 1e-12
-    assert len(whole) > 50
-    for one, other in zip(whole, found(2), strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("name", rl_estimators.list_policy_loss())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_policy_losses_give_the_same_in_blocks(monkeypatch, name, dtype):
-    """Loss, metrics and gradient over one block or five, to rounding."""
-    old, gain, mask = batch(9, 37, holes=True, dtype=dtype)
-    new = (old.nan_to_num(0.0) + torch.randn(9, 37).to(dtype) / 4).masked_fill(~mask, NAN)
-
-    def found(rows_in_a_block):
-        for module in (losses, covariance):
-            monkeypatch.setattr(module, "block_elements", lambda x: rows_in_a_block * 37)
-        given = {"old_log_prob": old, "log_prob": new.clone().requires_grad_(), "advantages": gain}
-        chosen = {"generator": torch.Generator().manual_seed(1)} if name == "clip_cov" else {}
-        loss, metrics = rl_estimators.policy_loss(name, **given, response_mask=mask, **chosen)
-        loss.backward()
-        return [loss.detach(), given["log_prob"].grad, *metrics.values()]
-
-    for one, other in zip(found(18), found(4), strict=True):  # a loss takes half of that
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("length", [1, 15, 16, 64, 1024, 33 * 16])
-@pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
-def test_chunks_put_together_are_the_sum(length, discount):
-    """y_t = sum over j of d^(j - t) x_j, by a matrix of the row's whole length."""
-    x = torch.randn(3, length, dtype=torch.float64)
-    apart = torch.arange(length)[:, None] - torch.arange(length)
-    matrix = torch.where(apart >= 0, float(discount) ** apart.clamp(min=0).double(), 0)
-    torch.testing.assert_close(torch_scan.reverse_scan(x.clone(), discount), x @ matrix)
-
-
-@pytest.mark.parametrize("precision", ["medium", "autocast"])
-def test_a_network_s_precision_does_not_reach_advantages(precision):
-    x, mask = torch.randn(4, 2048), torch.ones(4, 2048, dtype=torch.bool)
-    wanted = backends.discounted_sum(x.double(), mask, 0.99)
-    before = torch.get_float32_matmul_precision()
-    try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-            torch.set_float32_matmul_precision("highest" if precision == "autocast" else precision)
-            found = torch_rows.discounted_sum(x, mask, 0.99)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
-
-
-def test_torch_s_kernels_need_little_memory():
-    """At most 32 MiB beyond the outputs: the growth of the peak in a process of its own, 512 x 8192 and 2 x 2^22."""
-    code = """
-import resource, torch
-from rl_estimators import backends
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-for rows, length in ((512, 8192), (2, 1 << 22)):
-    x, mask = torch.zeros(rows, length), torch.ones(rows, length, dtype=torch.bool)
-    mask[:, 5::7] = False
-    backends.gae(x[:1, :64], x[:1, :64], mask[:1, :64], None, 1.0, 0.9)
-    before = peak()
-    found = backends.gae(x, x, mask, None, 1.0, 0.9)
-    print("EXTRA", peak() - before - 2 * x.numel() * 4 // 2**20)
-"""
-    environment = {**os.environ, choose.VARIABLE: "torch", "OMP_NUM_THREADS": "1"}
-    printed = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
-    extra = [int(line.split()[1]) for line in printed.splitlines()]
-    assert len(extra) == 2
-    assert max(extra) <= 32, extra
-
-
 @each_backend
 def test_whitening_equal_numbers_is_exactly_zero(backend):
     """0.1 in fp32 has no exact mean in fp32; a far pivot would leave rounding errors over a spread of 0."""
@@ -595,60 +421,6 @@ def test_whitened_moments(backend, offset):
     assert (found[~mask] == 0).all()
 
 
-# ---- the choice
-
-
-def test_an_unknown_backend_is_named(monkeypatch):
-    wanted = re.escape("backend is 'numbar', expected one of torch, numba, triton. Did you mean 'numba'?")
-    with pytest.raises(InputError, match=wanted), backends.use_backend("numbar"):
-        pass
-    monkeypatch.setenv(choose.VARIABLE, "cuda")
-    with pytest.raises(
-        InputError, match="RL_ESTIMATORS_BACKEND is 'cuda', expected one of torch, numba, triton"
-    ):
-        backends.discounted_sum(torch.ones(1, 2), torch.ones(1, 2), 0.5)
-
-
-def test_the_argument_wins_over_the_environment(monkeypatch):
-    monkeypatch.setenv(choose.VARIABLE, "numba")
-    monkeypatch.setattr(choose, "_works", lambda name: True)
-    assert choose.name_for(torch.ones(1)) == "numba"
-    with backends.use_backend("torch"):
-        assert choose.name_for(torch.ones(1)) == "torch"
-
-
-def test_the_fastest_installed_is_taken(monkeypatch):
-    monkeypatch.setattr(choose, "_works", lambda name: True)
-    for there in (True, False):
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, there=there: object() if there else None
-        )
-        choose._installed.cache_clear()
-        assert choose.name_for(torch.ones(1)) == ("numba" if there else "torch")
-        assert choose.name_for(torch.ones(1, device="meta")) == "torch"
-    choose._installed.cache_clear()
-
-
-def test_a_backend_out_of_order_is_replaced_with_one_warning(monkeypatch):
-    def broken(name):
-        raise ImportError("no LLVM here")
-
-    choose._works.cache_clear()
-    monkeypatch.setattr(choose.importlib, "import_module", broken)
-    try:
-        with backends.use_backend("numba"):
-            with pytest.warns(RuntimeWarning, match=re.escape("the backend 'numba' is out of order, torch's kernels are used: ImportError: no LLVM here")):  # fmt: skip
-                assert choose.name_for(torch.ones(1)) == "torch"
-            assert choose.name_for(torch.ones(1)) == "torch"  # a second warning would be an error here
-    finally:
-        choose._works.cache_clear()
-
-
-def test_importing_the_package_imports_no_compiler():
-    code = "import sys, rl_estimators; print(sorted({'numba', 'triton', 'llvmlite'} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-
-
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_child_makes_its_own_threads():
@@ -668,118 +440,6 @@ if not os.fork():
     os._exit(0 if backends.scores(rewards, mask).total.eq(9000).all() else 1)
 assert os.wait()[1] == 0
 """
-
-
-# ---- losses
-
-
-@pytest.mark.parametrize("bound", [None, 3.0])
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_policy_loss_is_the_plain_one(bound, mode, weighted, dtype):
-    draw = torch.Generator().manual_seed(0)
-    old, step, gain, weights = (torch.randn(6, 50, generator=draw) for _ in range(4))
-    mask = torch.rand(6, 50, generator=draw) > 0.3
-    new = old + step
-    new[0, :5] += 40  # beyond where the log-ratio is clamped
-    new, old, gain = (x.masked_fill(~mask, NAN).to(dtype) for x in (new, old, gain))
-    found = []
-    for fused in (True, False):
-        leaf = new.clone().requires_grad_()
-        loss, metrics = ppo_clip(
-            old, leaf, gain, mask, mode, clip_ratio_c=bound, fused=fused,
-            rollout_is_weights=weights.abs() if weighted else None,
-        )  # fmt: skip
-        (3 * loss).backward()
-        found.append((loss.detach(), leaf.grad, metrics))
-    (loss, grad, metrics), (plain, wanted, others) = found
-    largest = wanted.abs().max()
-    torch.testing.assert_close(loss, plain)
-    assert grad.dtype == dtype
-    assert (grad - wanted).abs().max() <= (1e-6 if dtype == torch.float32 else 1e-2) * largest
-    assert (grad[~mask] == 0).all()
-    for name in others:
-        torch.testing.assert_close(metrics[name], others[name])
-
-
-@pytest.mark.parametrize("number", [0, 1, 7, 20, 64, 99])
-def test_the_highest_scores_with_and_without_a_look(number):
-    """Scores of five values, so that most tie: of equals the earlier, as a stable sort has it."""
-    scores = torch.randint(0, 5, (64,), generator=torch.Generator().manual_seed(0)).float()
-    order = sorted(range(64), key=lambda place: (-scores[place].item(), place))
-    wanted = [place in order[:number] for place in range(64)]
-    for top in (by_rank, by_threshold):
-        assert top(scores, torch.tensor(float(number))).tolist() == wanted
-
-
-def test_a_draw_is_the_same_with_and_without_a_look():
-    """What a GPU does, computed here; three of the candidates, and all of them when there are fewer than asked for."""
-    draw = torch.Generator().manual_seed(0)
-    mask = torch.rand(6, 40, generator=draw) > 0.3
-    candidates = mask & (torch.rand(6, 40, generator=draw) > 0.8)
-    for number in (3, 500):
-        both = [
-            function(candidates, mask, torch.tensor(number), torch.Generator().manual_seed(1))
-            for function in (_draw, _draw_blindly)
-        ]
-        assert torch.equal(*both)
-        assert both[0].sum() == min(number, int(candidates.sum()))
-        assert (candidates | ~both[0]).all()
-
-
-def test_losses_keep_4_bytes_a_token_for_the_backward_pass():
-    x, mask = torch.randn(4, 5, 8, 1000).unbind(0), torch.ones(5, 8, 1000).bool().flatten(0, 1)
-    a, b, c, leaf = (y.flatten(0, 1).clone() for y in x)
-    leaf.requires_grad_()
-    runs = [lambda: clipped(leaf, a, c, mask)[0]]
-    for name in rl_estimators.list_policy_loss():
-        runs.append(
-            lambda name=name: rl_estimators.policy_loss(
-                name, old_log_prob=a, log_prob=leaf, advantages=b, response_mask=mask
-            )[0]
-        )
-    for run in runs:
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda y, saved=saved: saved.append(y) or y, lambda y: y
-        ):
-            run()
-        assert sum(y.numel() * y.element_size() for y in saved) <= 4 * mask.numel() + 1000
-
-
-def test_a_device_s_batch_is_one_block():
-    """In two, all of a loss's operations would be launched twice."""
-    calls, x = [], torch.empty(6, 50, device="meta")
-
-    def term(valid, new, old):
-        calls.append(len(valid))
-        return new, old
-
-    row_sums(term, x, x > 0, x)
-    assert calls == [6]
-
-
-def test_the_value_loss_has_the_gradient_that_autograd_finds():
-    draw = torch.Generator().manual_seed(0)
-    new, old, target = (torch.randn(6, 50, generator=draw) for _ in range(3))
-    mask = torch.rand(6, 50, generator=draw) > 0.3
-    leaf, other = new.clone().requires_grad_(), new.clone().requires_grad_()
-    clipped(leaf, old, target, mask)[0].backward()
-    near = torch.clamp(other, old - 0.5, old + 0.5)
-    worse = torch.maximum((other - target) ** 2, (near - target) ** 2)
-    (0.5 * worse[mask].mean()).backward()
-    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-6, atol=1e-7)
-
-
-def test_estimate_takes_a_backend():
-    x, mask = torch.randn(2, 3), torch.ones(2, 3)
-    for name in ("reinforce_pp", "remax"):
-        others = {"token_level_rewards": x, "response_mask": mask, "reward_baselines": torch.zeros(2)}
-        found = rl_estimators.estimate(name, backend="torch", **others)
-        torch.testing.assert_close(found.returns, x.flip(-1).cumsum(-1).flip(-1))
-    with pytest.raises(InputError, match="backend is 'fast', expected one of torch, numba, triton"):
-        rl_estimators.estimate("reinforce_pp", token_level_rewards=x, response_mask=mask, backend="fast")
 
 
 @each_backend
