@@ -270,7 +270,7 @@ def _first_valid(mask: Tensor) -> Tensor:
 def pack(mask: Tensor) -> Tensor | None:
     """An integer mask as a bool one; None if it holds anything but 0 and 1."""
     out = empty(mask.shape, torch.bool, mask.device)
-    for some in blocks(mask.shape, block_elements(mask) // 4):  # of 8 bytes each, and read twice
+    for some in blocks(mask.shape, block_elements(mask) // 2):  # of up to 8 bytes each, and read twice
         here = take(mask, some)
         if here.numpy().view(f"u{here.itemsize}").max() > 1:  # what is below 0 is large without a sign
             return None
