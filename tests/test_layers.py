@@ -18,7 +18,7 @@ LAYERS = (
     {"backends"},
     {"masked", "scan"},
     {"carry"},
-    {"calls"},
+    {"calls", "trial"},
     {"aggregation", "shaping", "steps", "whitening"},
     {"estimators", "policy_losses", "value_losses"},
     {"diagnostics"},

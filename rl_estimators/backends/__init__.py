@@ -15,7 +15,7 @@ position is not read, and a response with a number that is not finite, or whose 
 they return is a weight or a target: no gradient goes through.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from rl_estimators.backends import torch_rows
 from rl_estimators.backends.choose import backend_for, use_backend
 from rl_estimators.backends.memory import empty
 from rl_estimators.backends.rows import Number, Rows, Scan, work_dtype
+from rl_estimators.errors import InputError
 from rl_estimators.metrics import count
 
 __all__ = [
@@ -68,6 +69,8 @@ def gae(
     Returns:
         A, R and A's statistics, in fp32 (fp64 if an input is).
     """
+    _check_shapes(rewards.shape, values, mask)
+    _check_shapes(rewards.shape[:1], last)
     if not rewards.numel():
         return _nothing(rewards, values)
     return _reported(_kernel("gae", rewards)(rewards.detach(), values.detach(), mask, last, gamma, decay))
@@ -86,6 +89,8 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
         The sums less the baselines, the sums (the same tensor without baselines), and the sums' statistics; with
         baselines only which rows count, and how many of their tokens.
     """
+    _check_shapes(rewards.shape, mask)
+    _check_shapes(rewards.shape[:1], baselines, discount)
     if not rewards.numel():
         return _nothing(rewards, baselines)
     return _reported(_kernel("returns", rewards)(rewards.detach(), mask, discount, baselines))
@@ -93,6 +98,8 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
 
 def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     """As :func:`rl_estimators.scan.discounted_sum`."""
+    _check_shapes(x.shape, mask)
+    _check_shapes(x.shape[:1], discount)
     if not x.numel():
         return torch.zeros_like(x)
     if x.dtype not in (torch.float32, torch.float64):
@@ -103,6 +110,7 @@ def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """Each response's sum over its valid tokens, added up in fp64, as ``total``."""
+    _check_shapes(rewards.shape, mask)
     if not rewards.numel():
         return _nothing(rewards).rows
     rows: Rows = _kernel("scores", rewards)(rewards.detach(), mask)
@@ -112,6 +120,7 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
 
 def moments(x: Tensor, mask: Tensor) -> Rows:
     """Statistics of each row's valid numbers, which are finite."""
+    _check_shapes(x.shape, mask)
     if not x.numel():
         return _nothing(x).rows
     rows: Rows = _kernel("moments", x)(x.detach(), mask)
@@ -184,6 +193,7 @@ def standardise(
         scale: One over the standard deviation.
         out: May be ``x``; None for a new tensor.
     """
+    _check_shapes(x.shape, mask)
     out = empty(x.shape, x.dtype, x.device, 1) if out is None else out
     if not x.numel():
         return out
@@ -199,6 +209,7 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
         mask: ``(B, T)`` in any dtype.
         rows: From the function that looked at the mask first, so that it need not be read again.
     """
+    _check_shapes(mask.shape[:1], x)
     if not mask.numel():
         return x.new_zeros(mask.shape)
     found: Tensor = _kernel("spread", x)(x.detach(), mask, rows)
@@ -207,10 +218,25 @@ def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
 
 def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     """``(B,)`` bool: a masked token of the response has a reward, NaN included."""
+    _check_shapes(rewards.shape, mask)
     if not rewards.numel():
         return torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
     found: Tensor = _kernel("strays", rewards)(rewards.detach(), mask)
     return found
+
+
+def _check_shapes(shape: Sequence[int], *given: Tensor | float | None) -> None:
+    """For who calls an estimator's function itself: compiled kernels would read what lies beside a smaller tensor.
+
+    Raises:
+        InputError: a tensor has another shape.
+    """
+    for x in given:
+        if isinstance(x, Tensor) and x.shape != shape:
+            raise InputError(
+                f"a tensor has shape {tuple(x.shape)}, where its batch has {tuple(shape)}; rl_estimators.estimate says "
+                "which it is"
+            )
 
 
 def _reported(scan: Scan) -> Scan:

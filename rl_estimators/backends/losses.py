@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rl_estimators.backends.memory import empty
 from rl_estimators.backends.rows import blocks, take, work_dtype
 from rl_estimators.backends.torch_blocks import Scratch, as_bool, block_elements, cut, mask_bits, valid_number
+from rl_estimators.errors import InputError
 
 __all__ = ["Divisors", "Term", "loss_sums"]
 
@@ -91,8 +91,14 @@ class _LossSums(torch.autograd.Function):
         return loss, number, *more
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # autograd has gradients on here for create_graph=True alone; torch's once_differentiable would let that pass, and
+        # the slopes count as constants
+        if torch.is_grad_enabled():
+            raise InputError(
+                "a loss was differentiated with create_graph=True, but it can be differentiated once only, for its "
+                "slopes are computed with it; policy_loss('ppo_clip', fused=False) can be differentiated twice"
+            )
         (slope,), (by_row, by_all) = ctx.saved_tensors, ctx.divisors
         scale = grad / by_all
         out = empty(slope.shape, slope.dtype, slope.device, 1)

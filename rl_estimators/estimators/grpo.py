@@ -13,6 +13,7 @@ from torch import Tensor
 from rl_estimators import backends, masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
+from rl_estimators.errors import InputError
 from rl_estimators.estimators import trl_arithmetic
 from rl_estimators.fields import check_choice, check_range
 from rl_estimators.registry import Estimate
@@ -68,13 +69,18 @@ def grpo(
 
     Raises:
         InputError: epsilon below 0, ddof outside [0, 1], an unknown ``std_over``, ``singleton`` or ``arithmetic``,
-            or ``singleton="raw"`` with TRL's arithmetic, which has no such thing.
+            ``std_over="batch"`` with ``norm_by_std=False``, or ``singleton="raw"`` with TRL's arithmetic, which has no such
+            thing.
     """
     check_range("grpo", epsilon=epsilon)
     check_range("grpo", high=1, ddof=ddof)
     check_choice("grpo", "std_over", std_over, ("group", "batch"))
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
     check_choice("grpo", "arithmetic", arithmetic, ("pivot", "trl"))
+    if std_over == "batch" and not norm_by_std:
+        raise InputError(
+            "grpo: std_over='batch' with norm_by_std=False, which divides by nothing; drop one of them"
+        )
     read = backends.scores(token_level_rewards, response_mask)
     scores, ids, rows = masked.scored_rows(read, token_level_rewards, index)
     if arithmetic == "trl":
@@ -86,7 +92,9 @@ def grpo(
         return Estimate(advantages, advantages)
     moments = masked.group_moments(scores, ids, rows, ddof, singleton)
     if std_over == "batch":
-        moments = moments._replace(std=masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std)
+        of_all = masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std
+        raw = masked.alone(ids, rows) if singleton == "raw" else torch.zeros_like(rows)
+        moments = moments._replace(std=torch.where(raw, moments.std, of_all))
     numbers = masked.over_std(moments, epsilon) if norm_by_std else moments.centred
     advantages = masked.to_tokens(numbers, response_mask, read)  # 0 in a response that does not count
     return Estimate(advantages, advantages)

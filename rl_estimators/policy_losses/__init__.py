@@ -14,7 +14,8 @@ In verl (``actor.loss_agg_mode``) and TRL it is ``token-mean`` for all unless it
 the last two rows for the losses named: with ``token-mean`` long responses weigh more than in their papers.
 
 Each is computed with its gradient in one reading of the batch, see :mod:`rl_estimators.backends.losses`, and can be
-differentiated once; `ppo_clip` with ``fused=False`` as often as you like.
+differentiated once: with ``create_graph=True`` the backward pass raises an InputError. `ppo_clip` with ``fused=False`` can
+be differentiated as often as you like.
 """
 
 from rl_estimators.policy_losses.cispo import cispo

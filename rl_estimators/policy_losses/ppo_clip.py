@@ -58,7 +58,7 @@ def ppo_clip(
         rollout_is_weights: ``(B, T)`` factors that correct for a policy that sampled differently.
         global_batch_info: See :func:`rl_estimators.aggregation.aggregate`.
         fused: Compute loss and gradient in one reading of the batch, see :mod:`rl_estimators.backends.losses`: the
-            same numbers to rounding in less time and memory; the gradient of the gradient is not to be had.
+            same numbers to rounding in less time and memory, but not twice differentiable.
 
     Returns:
         The loss, 0-dim, and metrics: ``pg_clipfrac`` and ``pg_clipfrac_lower`` (shares of valid tokens whose
@@ -123,10 +123,13 @@ def _by_autograd(
     log_ratio = select(log_prob, mask, old_log_prob) - select(old_log_prob.detach(), mask, log_prob)
     gain, ratio = select(advantages.detach(), mask, log_ratio), bounded_exp(log_ratio)
     plain, bounded = -gain * ratio, -gain * ratio.clamp(1 - low, 1 + high)
-    losses, clipped, lower = torch.maximum(plain, bounded), bounded > plain, torch.zeros_like(mask)
+    # by where: of two that are equal minimum and maximum would hand half of the gradient to each
+    clipped, lower = bounded > plain, torch.zeros_like(mask)
+    losses = torch.where(clipped, bounded, plain)
     if bound is not None:
         most = torch.where(gain < 0, -gain * bound, torch.inf)
-        losses, lower = torch.minimum(losses, most), losses > most
+        lower = losses > most
+        losses = torch.where(lower, most, losses)
     if weights is not None:
         losses = losses * select(weights.detach(), mask, losses)
     means = [masked_mean(x.to(gain.dtype), mask) for x in (clipped, lower, log_ratio)]

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from rl_estimators.errors import EstimatorError, InputError
 from rl_estimators.registry import Registry, Spec
+from rl_estimators.trial import try_out
 
 __all__ = ["Options", "changed", "look_up"]
 
@@ -77,10 +78,14 @@ class Options:
         """All of them.
 
         Raises:
-            InputError: one is unknown or of another type.
+            InputError: one is unknown; or, for functions of ours, which are tried out, out of range or at odds with another.
         """
+        spec, weights = self._spec, self.found.get("weights")
         try:
-            self._spec.options_from(self.found)
+            spec.options_from(self.found)
+            if spec.is_ours:
+                rewards = len(weights) if isinstance(weights, (list, tuple)) else 1
+                try_out(spec, [*spec.required, *spec.optional], self.found, rewards)
         except InputError as error:
             raise InputError(f"{self._key}={self._spec.name!r} with {self._key}_kwargs: {error}") from None
         return self.found

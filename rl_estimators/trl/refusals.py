@@ -92,7 +92,7 @@ def _check_group(spec: Spec, config: EstimatorConfig) -> None:
 
 
 def _check_greedy(spec: Spec, config: EstimatorConfig, arguments: Mapping[str, Any]) -> None:
-    if not spec.asks_for("reward_baselines"):
+    if "reward_baselines" not in spec.required:
         if changed(config, ["greedy_with_samples"]):
             raise InputError(
                 f"greedy_with_samples={config.greedy_with_samples} with adv_estimator={spec.name!r}, for which nothing "
@@ -169,6 +169,11 @@ def _check_kl(spec: Spec, config: EstimatorConfig) -> None:
         raise InputError(
             "kl_in_reward=True with adv_estimator='gdpo', which reads no rewards of tokens: the KL divergence would "
             "have no effect. Set kl_in_reward=False, which puts it into the loss"
+        )
+    if config.kl_in_reward and spec.name == "maxrl":
+        raise InputError(
+            "kl_in_reward=True with adv_estimator='maxrl', whose scores may not be negative, which the penalty makes them. "
+            "Set kl_in_reward=False, which puts it into the loss"
         )
     own = config.estimator_options(spec).get("beta") if spec.name == "remax" else None
     if own and config.beta == 0:

@@ -94,7 +94,7 @@ class EstimatorTrainer(GRPOTrainer):
         self.kl_controller = config.kl_controller()
         super().__init__(*bound.args[1:], **bound.kwargs)
         upstream.check_attributes(self)
-        if self.wants("reward_baselines") and self.use_vllm:
+        if self.decodes_greedily and self.use_vllm:
             greedy.check_engine(self.vllm_generation)
         if "values" in self.estimator.required:
             self.critic = make_critic(self, value_model)
@@ -102,6 +102,11 @@ class EstimatorTrainer(GRPOTrainer):
     def wants(self, name: str) -> bool:
         """Whether the estimator asks for the input ``name``."""
         return self.estimator.asks_for(name)
+
+    @property
+    def decodes_greedily(self) -> bool:
+        """Whether the estimator cannot do without ``reward_baselines``: each costs a greedy completion."""
+        return "reward_baselines" in self.estimator.required
 
     @property
     def mode(self) -> str:
@@ -132,15 +137,14 @@ class EstimatorTrainer(GRPOTrainer):
             scored.rewards_per_func = rewards
             scored.truncated = self._truncated(completion_ids_list)
             scored.token_rewards = token_rewards(self, prompts, completions, completion_ids_list, inputs)
-            if self.wants("reward_baselines"):
+            if self.decodes_greedily:
                 scored.reward_baselines = greedy.baselines(self, inputs, prompts, scored)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         scored = self._scored = Scored()
-        greedily = self.wants("reward_baselines")
         try:
-            with greedy.beside_samples(self, len(inputs)) if greedily else nullcontext():
+            with greedy.beside_samples(self, len(inputs)) if self.decodes_greedily else nullcontext():
                 batch = super()._generate_and_score_completions(inputs)
         finally:
             self._scored = None

@@ -12,14 +12,12 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-
 from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import Spec
 
-__all__ = ["check", "plain", "try_out"]
+__all__ = ["check", "plain"]
 
 _WORDS = {
     float: "a number",
@@ -56,29 +54,11 @@ def check(path: str, spec: Spec, given: Mapping[str, Any], hidden: Collection[st
             )
 
 
-def try_out(spec: Spec, inputs: Collection[str], given: Mapping[str, Any]) -> None:
-    """Call a function of ours on one empty token, which is where it checks the ranges of its options.
-
-    Args:
-        spec: The function.
-        inputs: What it gets beside its options: one response of one token, all zeros.
-        given: Its options.
-
-    Raises:
-        InputError: an option is out of range, or does not go with another.
-    """
-    spec({**{field: _empty(field) for field in inputs}, **given})
-
-
 def plain(node: Any) -> Any:
     """Containers of omegaconf as dictionaries and lists, with their references resolved; anything else as it is."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def _empty(field: str) -> Any:
-    return ["a"] if field == "index" else torch.zeros([1] * len(FIELDS[field].dims))
 
 
 def _check_type(path: str, spec: Spec, option: str, value: Any) -> None:

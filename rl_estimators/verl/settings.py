@@ -18,6 +18,7 @@ from rl_estimators import patching
 from rl_estimators.errors import EstimatorError, InputError, PatchError, UnknownNameError
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
+from rl_estimators.trial import try_out
 from rl_estimators.verl import core_algos, named_options, policy_losses, presets, value_loss
 from rl_estimators.verl.estimators import PREFIX, spec_of
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
@@ -310,7 +311,7 @@ def _check_mode(config: Any) -> None:
 def _try(path: str, kind: _Kind, spec: Spec, options: Mapping[str, Any]) -> None:
     """The ranges of a loss's options, its own and those that verl's configuration sets."""
     try:
-        named_options.try_out(spec, kind.inputs, options)
+        try_out(spec, kind.inputs, options)
     except InputError as error:
         raise InputError(f"{path}: {error}; what is not given comes from {kind.section}") from None
 

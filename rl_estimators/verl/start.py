@@ -8,6 +8,7 @@ from rl_estimators.errors import InputError, UnknownNameError
 from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
+from rl_estimators.trial import try_out
 from rl_estimators.verl import bootstrap, combinations, core_algos, greedy, named_options, reward_keys
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
@@ -137,7 +138,7 @@ def _check_options(name: str, spec: Spec, config: Any) -> None:
         spec.options_from(given)
         if spec.is_ours:
             at_hand = [field for field in spec.optional if _at_hand(field, config)]
-            named_options.try_out(spec, [*spec.required, *at_hand], given)
+            try_out(spec, [*spec.required, *at_hand], given)
     except InputError as error:
         raise InputError(f"{_KEY}={name}: {error} Options stand in {path}.NAME.") from None
 

@@ -6,6 +6,7 @@ bit, as verl's loop does, and the others to rounding. Backends that are not inst
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from batches import INF, NAN, batch, sequential
 import rl_estimators
 from rl_estimators import backends
 from rl_estimators.backends import choose, torch_rows
+from rl_estimators.errors import InputError
 from rl_estimators.registry import ADV_ESTIMATORS
 from rl_estimators.whitening import whitened
 
@@ -366,6 +368,28 @@ def test_strided_inputs_are_read_as_they_are(backend):
     with backends.use_backend(backend):
         actual = backends.gae(*other, None, 0.9, 0.8)
     torch.testing.assert_close(actual.advantages, wanted.advantages)
+
+
+@each_backend
+def test_a_smaller_tensor_is_refused_where_nobody_has_checked_inputs(backend):
+    """A compiled kernel would read on beyond its end."""
+    x, mask, wrong = torch.zeros(2, 4), torch.ones(2, 4), "has shape (2, 1), where its batch has (2, 4)"
+    calls = (
+        lambda: rl_estimators.get_adv_est("gae")(x, x[:, :1], mask),
+        lambda: rl_estimators.get_adv_est("reinforce_pp")(x, mask[:, :1]),
+        lambda: rl_estimators.get_adv_est("grpo")(x, mask[:, :1], ["a", "b"]),
+        lambda: backends.moments(x, mask[:, :1]),
+        lambda: backends.strays(x, mask[:, :1]),
+        lambda: backends.discounted_sum(x, mask[:, :1], 0.9),
+    )
+    with backends.use_backend(backend):
+        for call in calls:
+            with pytest.raises(InputError, match=re.escape(wrong)):
+                call()
+        with pytest.raises(InputError, match=re.escape("has shape (1,), where its batch has (2,)")):
+            rl_estimators.get_adv_est("remax")(x, mask, torch.zeros(1))
+        with pytest.raises(InputError, match=re.escape("has shape (3,), where its batch has (2,)")):
+            backends.spread(torch.zeros(3), mask)
 
 
 @each_backend

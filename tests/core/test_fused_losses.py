@@ -7,6 +7,7 @@ from batches import NAN, batch
 import rl_estimators
 from rl_estimators.backends import losses
 from rl_estimators.backends.losses import loss_sums
+from rl_estimators.errors import InputError
 from rl_estimators.policy_losses import covariance, ppo_clip
 from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
 from rl_estimators.policy_losses.covariance import by_rank, by_threshold
@@ -41,6 +42,43 @@ def test_the_fused_policy_loss_is_the_plain_one(bound, mode, weighted, dtype):
     assert (grad[~mask] == 0).all()
     for name in others:
         torch.testing.assert_close(metrics[name], others[name])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_dual_clip_at_1_leaves_the_first_update_alone(fused):
+    """On policy the ratio is 1, so the loss -A is as large as the bound -c A, and not larger: its slope is -A."""
+    old, gain, mask = torch.zeros(1, 2), torch.tensor([[-1.0, 2.0]]), torch.ones(1, 2)
+    leaf = old.clone().requires_grad_()
+    loss, metrics = ppo_clip(old, leaf, gain, mask, "token-sum", clip_ratio_c=1.0, fused=fused)
+    loss.backward()
+    assert leaf.grad.tolist() == [[1.0, -2.0]]
+    assert metrics["pg_clipfrac_lower"] == 0
+
+
+@pytest.mark.parametrize("name", [*rl_estimators.list_policy_loss(), "clipped", "mse", "huber"])
+def test_a_loss_that_is_differentiated_twice_says_that_it_cannot(name):
+    """Its slopes would count as constants, and a gradient penalty would come out wrong without a word."""
+    new, old, gain, mask = *torch.randn(3, 2, 4).unbind(0), torch.ones(2, 4)
+    leaf = new.clone().requires_grad_()
+    if name in rl_estimators.list_value_loss():
+        loss, _ = rl_estimators.value_loss(name, vpreds=leaf, values=old, returns=gain, response_mask=mask)
+    else:
+        given = {"old_log_prob": old, "log_prob": leaf, "advantages": gain, "response_mask": mask}
+        loss, _ = rl_estimators.policy_loss(name, **given)
+    with pytest.raises(
+        InputError, match="differentiated with create_graph=True, but it can be differentiated once"
+    ):
+        torch.autograd.grad(loss, leaf, create_graph=True)
+
+
+def test_the_plain_policy_loss_can_be_differentiated_twice():
+    """L = -A exp(x - x_old) within the clip, and so is its second derivative."""
+    old, gain = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[-1.0, 2.0]], dtype=torch.float64)
+    leaf = torch.full((1, 2), 0.1, dtype=torch.float64, requires_grad=True)
+    loss, _ = ppo_clip(old, leaf, gain, torch.ones(1, 2), "token-sum", fused=False)
+    (slopes,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    (second,) = torch.autograd.grad(slopes.sum(), leaf)
+    torch.testing.assert_close(second, -gain * torch.tensor(0.1, dtype=torch.float64).exp())
 
 
 def test_the_value_loss_has_the_gradient_that_autograd_finds():

@@ -808,6 +808,21 @@ def test_grpo_over_the_batchs_standard_deviation():
     assert (rl_estimators.estimate("grpo", **same, std_over="batch").advantages == 0).all()
 
 
+@pytest.mark.parametrize("std_over", ["group", "batch"])
+def test_grpo_over_1_for_a_group_of_one_that_keeps_its_raw_score(std_over):
+    """Scores 0.7 and 0.2 of two prompts, over 1 + epsilon, whatever the others divide by."""
+    given = {"token_level_rewards": torch.tensor([[0.7], [0.2]]), "response_mask": torch.ones(2, 1)}
+    options = {"singleton": "raw", "std_over": std_over, "epsilon": 0.25}
+    found = rl_estimators.estimate("grpo", **given, index=["a", "b"], **options).advantages
+    torch.testing.assert_close(found, torch.tensor([[0.7 / 1.25], [0.2 / 1.25]]))
+
+
+def test_grpo_refuses_a_standard_deviation_that_nothing_is_divided_by():
+    given = {"token_level_rewards": torch.ones(2, 1), "response_mask": torch.ones(2, 1), "index": ["a", "a"]}
+    with pytest.raises(InputError, match="std_over='batch' with norm_by_std=False, which divides by nothing"):
+        rl_estimators.estimate("grpo", **given, std_over="batch", norm_by_std=False)
+
+
 def test_grpo_knows_two_standard_deviations():
     with pytest.raises(InputError, match=r"std_over is 'world'"):
         rl_estimators.estimate(

@@ -122,6 +122,8 @@ def for_estimator(draw, name):
         options["whiten"] = True
     if options.get("arithmetic") == "trl":
         options["singleton"] = "zero"
+    if options.get("norm_by_std") is False:
+        options.pop("std_over", None)
     return options
 
 

@@ -93,7 +93,7 @@ def advantages_of(trainer, name, rank, world):
     trainer.critic = FakeCritic() if trainer.wants("values") else None
     trainer.args.bootstrap_truncated = trainer.wants("truncated")
     batch, scored = scored_rows(rank, world)
-    if not trainer.wants("reward_baselines"):
+    if not trainer.decodes_greedily:
         scored.reward_baselines = None
     found = advantages.add(trainer, batch, scored)
     logged = {

@@ -137,6 +137,22 @@ def made(cls=EstimatorConfig, **fields):
             "adv_estimator_kwargs is 'compat=trl', expected options by name, for example {\"epsilon\": 1e-4}",
         ),
         (
+            {"adv_estimator": "grpo", "adv_estimator_kwargs": {"epsilon": "1e-4"}},  # what YAML makes of 1e-4
+            "adv_estimator='grpo' with adv_estimator_kwargs: grpo: epsilon is '1e-4', expected a number",
+        ),
+        (
+            {
+                "adv_estimator": "grpo",
+                "scale_rewards": "batch",
+                "adv_estimator_kwargs": {"norm_by_std": False},
+            },
+            "grpo: std_over='batch' with norm_by_std=False, which divides by nothing; drop one of them",
+        ),
+        (
+            {"policy_loss": "ppo_clip", "policy_loss_kwargs": {"clip_ratio_high": -0.3}},
+            "policy_loss='ppo_clip' with policy_loss_kwargs: ppo_clip: clip_ratio_high is -0.3, expected a number in",
+        ),
+        (
             {"adv_estimator": "rloo", "scale_rewards": "batch"},
             "scale_rewards='batch' with adv_estimator='rloo', which does not divide by the batch's standard deviation",
         ),

@@ -211,6 +211,14 @@ def test_a_token_reward_function_that_is_none(tmp_path):
     )
 
 
+def test_maxrl_takes_no_negative_scores(tmp_path):
+    refused(
+        tmp_path,
+        r"kl_in_reward=True with adv_estimator='maxrl', .* may not be negative.* Set kl_in_reward=False",
+        **{"adv_estimator": "maxrl", "kl_in_reward": True, "beta": 0.1},
+    )
+
+
 def test_gdpo_reads_no_rewards_of_tokens(tmp_path):
     refused(
         tmp_path,
@@ -268,6 +276,20 @@ def test_a_policy_loss_without_vllms_weights(tmp_path, monkeypatch):
         r"policy_loss='plain' with use_vllm=True: .*rollout_is_weights, .* choose another policy loss",
         policy_loss="plain",
         use_vllm=True,
+    )
+
+
+def test_who_can_do_without_greedy_completions_gets_none(tmp_path, needy):
+    """As in verl: each would cost a completion more a prompt."""
+    needy()
+    named = inspect.Parameter("reward_baselines", inspect.Parameter.KEYWORD_ONLY, default=None)
+    function = ADV_ESTIMATORS.spec("needy").function
+    function.__signature__ = inspect.Signature([*function.__signature__.parameters.values(), named])
+    ADV_ESTIMATORS._specs.pop("needy")
+    ADV_ESTIMATORS.register("needy")(function)
+    assert ADV_ESTIMATORS.spec("needy").optional == ("reward_baselines",)
+    refused(
+        tmp_path, "for which nothing is decoded greedily", adv_estimator="needy", greedy_with_samples=False
     )
 
 
