@@ -17,8 +17,16 @@ from .verl_cpu_process_group import needed as on_cpu
 
 
 def needed() -> bool:
-    """Whether flash-attention 2 cannot run: on the CPU platform, or because it is not installed."""
-    return on_cpu() or importlib.util.find_spec("flash_attn") is None
+    """Whether flash-attention 2 cannot run: on the CPU platform, or because nothing that brings it is installed.
+
+    transformers finds it in ``flash_attn``, in the hub's ``kernels``, and on an Ascend NPU or an Intel XPU with torch's.
+    """
+    import torch
+
+    installed = any(
+        importlib.util.find_spec(name) is not None for name in ("flash_attn", "kernels", "torch_npu")
+    )
+    return on_cpu() or not (installed or torch.xpu.is_available())
 
 
 @contextlib.contextmanager

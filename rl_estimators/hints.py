@@ -8,9 +8,9 @@ __all__ = ["did_you_mean"]
 _LONGEST = 200  # characters: no name that is known is near a longer word, and to compare them would take long
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'gae'?`` with a leading space, or nothing when nothing is close."""
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """`` Did you mean 'gae'?`` with a leading space, or nothing when nothing is ``alike``, 1 being equal."""
     if len(word) > _LONGEST:
         return ""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators import backends
+from rl_estimators.backends.rows import double_sum
 from rl_estimators.errors import InputError
 from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
@@ -170,8 +171,11 @@ def scored_rows(
 def exact_sum(x: Tensor) -> Tensor:
     """``(B,)`` sum over each row, the same in whatever order and at whatever places its numbers stand.
 
-    fp32 numbers of similar size are added in fp64 without rounding, so that equal scores are equal to the bit.
+    fp32 numbers of similar size are added in fp64 without rounding, so that equal scores are equal to the bit; for fp64
+    see :func:`rl_estimators.backends.rows.double_sum`.
     """
+    if x.dtype == torch.float64:
+        return double_sum(x)
     return x.sum(-1) if x.device.type == "mps" else x.double().sum(-1).to(x.dtype)  # mps has no fp64
 
 
@@ -270,8 +274,11 @@ def group_moments(
         singleton: As in :func:`group_centred`.
     """
     centred = group_centred(x, ids, rows)
-    size = group_sum(rows.to(x.dtype), ids)
-    std = (group_sum(centred.square(), ids) / (size - ddof).clamp(min=1)).sqrt()
+    wide = (
+        centred if x.device.type == "mps" else centred.double()
+    )  # fp32 does not hold the squares of 1e20 and 1e-25
+    size = group_sum(rows.to(wide.dtype), ids)
+    std = (group_sum(wide.square(), ids) / (size - ddof).clamp(min=1)).sqrt().to(x.dtype)
     if singleton == "raw":
         lone = alone(ids, rows)
         centred, std = torch.where(lone, x, centred), torch.where(lone, 1.0, std)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rl_estimators import masked
 from rl_estimators.errors import InputError
+from rl_estimators.metrics import count
 from rl_estimators.scan import next_valid
 
 __all__ = ["Steps", "read_last", "read_steps", "td_errors"]
@@ -40,7 +41,8 @@ def read_steps(
     """Cut off what must not count; one step per valid token.
 
     Nothing is to be had after a finished response: its :math:`V_{n+1}` is 0. A truncated one would have gone on:
-    its :math:`V_{n+1}` is its bootstrap value, which must then be finite as a reward must.
+    its :math:`V_{n+1}` is its bootstrap value, which must then be finite as a reward must. A response whose rewards and
+    values are so large that an advantage might be more than their dtype holds is excluded, too.
 
     Args:
         owner: Who asks, for messages.
@@ -55,9 +57,14 @@ def read_steps(
     """
     last = read_last(owner, truncated, bootstrap_values)
     others = (values,) if last is None else (values, last)
-    rewards, mask, _ = masked.valid(token_level_rewards, response_mask, *others)
+    rewards, mask, rows = masked.valid(token_level_rewards, response_mask, *others)
     old = masked.select(values, masked.as_mask(response_mask), rewards).nan_to_num(0.0, 0.0, 0.0)
-    return Steps(rewards, old, mask, last)
+    # no advantage is larger than this sum, in which each value stands twice, before a step and after one
+    largest = masked.exact_sum(rewards.abs() + 2 * torch.where(mask, old, 0).abs())
+    fits = torch.isfinite(largest if last is None else largest + last.abs())
+    count("excluded_responses", lambda: (rows & ~fits).sum())
+    mask = mask & fits[:, None]
+    return Steps(torch.where(mask, rewards, 0), old, mask, last)
 
 
 def read_last(owner: str, truncated: Tensor | None, bootstrap_values: Tensor | None) -> Tensor | None:

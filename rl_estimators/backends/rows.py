@@ -8,7 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ALL", "Number", "Rows", "Scan", "as_work", "blocks", "inverse_std", "take", "work_dtype"]
+__all__ = [
+    "ALL",
+    "Number",
+    "Rows",
+    "Scan",
+    "as_work",
+    "blocks",
+    "double_sum",
+    "inverse_std",
+    "take",
+    "work_dtype",
+]
 
 ALL = slice(None)  # rows or columns; known by identity, for then nothing need be cut
 # One for the whole batch: 0-dim on a device, where nobody waits for it, and a float on the CPU.
@@ -60,6 +71,16 @@ def work_dtype(*tensors: Tensor | None) -> torch.dtype:
 def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(B,)`` numbers in the working dtype, without a gradient."""
     return x.detach().to(dtype)
+
+
+def double_sum(x: Tensor) -> Tensor:
+    """``(R,)`` sums of fp64 numbers, the same in whatever order those of similar size stand.
+
+    Each is cut into the upper half of its digits and what is left. The sum of either half is exact, so that the last
+    addition is the only one that rounds.
+    """
+    upper = x.view(torch.int64).bitwise_and(-(1 << 27)).view(torch.float64)
+    return upper.sum(-1) + (x - upper).sum(-1)
 
 
 def take(x: Tensor, some: slice) -> Tensor:

@@ -21,6 +21,7 @@ from rl_estimators.backends.rows import (
     Scan,
     as_work,
     blocks,
+    double_sum,
     inverse_std,
     take,
     work_dtype,
@@ -331,7 +332,9 @@ def scores(rewards: Tensor, mask: Tensor) -> Rows:
 
 
 def _exact_sum(x: Tensor, scratch: Scratch) -> Tensor:
-    """``(R,)`` sums in fp64."""
+    """``(R,)`` sums in fp64, see :func:`rl_estimators.masked.exact_sum`."""
+    if x.dtype == torch.float64:
+        return double_sum(x)
     if x.device.type != "cpu":
         return x.sum(-1, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
     # on the CPU sum(dtype=) makes a copy in memory of its own

@@ -79,6 +79,14 @@ def check(name: str, spec: Spec | None, config: Any) -> None:
             f"{asked}: {which} cannot give what it needs; remove it, or train with verl.trainer.main_ppo and leave "
             "trainer.use_v1 at True"
         )
+    rollout = config.actor_rollout_ref.rollout
+    most, whole = rollout.get("max_model_len"), rollout.prompt_length + rollout.response_length
+    if most is not None and most < whole:
+        raise InputError(
+            f"{KEY}=True with actor_rollout_ref.rollout.max_model_len={most}, which may cut a response off before "
+            f"response_length={rollout.response_length} does, and then it would count as finished. Set max_model_len to "
+            f"{whole} (prompt_length + response_length) or more"
+        )
     for hook in HOOKS:
         patching.require(hook, purpose=f"{KEY}=True")
 

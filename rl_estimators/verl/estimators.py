@@ -19,10 +19,11 @@ from rl_estimators.metrics import collect_metrics
 from rl_estimators.registry import ADV_ESTIMATORS, Estimate, Spec
 from rl_estimators.verl import batch, core_algos, diagnostics, reward_keys, step_metrics
 
-__all__ = ["OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
+__all__ = ["KEY", "OPTIONS_KEY", "PREFIX", "as_verl", "offer", "options", "spec_of"]
 
 PREFIX = "rle_"  # verl treats gae, grpo and remax specially by name; under this prefix the name is ours alone
 OPTIONS_KEY = "adv_estimator_kwargs"
+KEY = "rl_estimators"  # the node of losses and switches
 
 
 def offer(module: ModuleType) -> None:
@@ -50,6 +51,7 @@ def as_verl(name: str) -> Callable[..., Estimate]:
         given |= {"token_level_rewards": token_level_rewards, "response_mask": response_mask}
         given = reward_keys.resolve(ADV_ESTIMATORS.spec(name), given)
         _require_hooks(name, given)
+        _require_reader(config)
         with collect_metrics() as metrics:
             result = estimate(name, **{"masked_rewards": "carry", **given})
         step_metrics.add(metrics)
@@ -67,6 +69,15 @@ def _require_hooks(name: str, given: Mapping[str, Any]) -> None:
     if missing:
         for hook in ("verl_need_critic", "verl_inputs"):
             patching.require(hook, purpose=f"{PREFIX}{name}, which is missing {', '.join(missing)},")
+
+
+def _require_reader(config: Any) -> None:
+    """Losses and switches of ours are read at start: where the hook that does that is off, verl would train without them."""
+    root: Any = getattr(config, "_get_root", dict)()
+    node = root.get(KEY)
+    for key in ("policy_loss", "value_loss", "bootstrap_truncated"):
+        if hasattr(node, "get") and node.get(key):
+            patching.require("verl_need_critic", purpose=f"{KEY}.{key}")
 
 
 def spec_of(alias: str) -> Spec | None:

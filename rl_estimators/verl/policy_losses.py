@@ -23,7 +23,7 @@ from rl_estimators.verl import core_algos
 from rl_estimators.verl.estimators import PREFIX
 from rl_estimators.verl.policy_loss_keys import options_of_verl
 
-__all__ = ["INPUTS", "as_verl", "name_of", "offer", "options"]
+__all__ = ["INPUTS", "as_verl", "check_weights", "name_of", "offer", "options"]
 
 INPUTS = ("old_log_prob", "log_prob", "advantages", "response_mask")  # verl always passes them
 _METRICS = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")  # verl's own losses report them under these names
@@ -77,7 +77,8 @@ def as_verl(name: str) -> Callable[..., tuple[Tensor, dict[str, float]]]:
         spec = POLICY_LOSSES.spec(name)
         given = {} if config is None else _from_config(spec, config)
         if rollout_is_weights is not None:
-            given["rollout_is_weights"] = _weights(spec, rollout_is_weights)
+            _check_takes_weights(spec)
+            given["rollout_is_weights"] = rollout_is_weights
         loss, metrics = calls.policy_loss(
             name,
             old_log_prob=old_log_prob,
@@ -121,13 +122,30 @@ def _from_config(spec: Spec, config: Any) -> dict[str, Any]:
     return given
 
 
-def _weights(spec: Spec, weights: Tensor) -> Tensor:
+def check_weights(spec: Spec, config: Any) -> None:
+    """Refuse a loss that would leave out the weights that verl will compute.
+
+    Args:
+        spec: The loss.
+        config: verl's configuration, or a part of it.
+
+    Raises:
+        InputError: it has no parameter for them.
+    """
+    from omegaconf import OmegaConf
+
+    correction = OmegaConf.select(config, "algorithm.rollout_correction") or {}
+    computed = OmegaConf.select(config, "actor_rollout_ref.rollout.calculate_log_probs")
+    if computed and correction.get("rollout_is") is not None and not correction.get("bypass_mode", False):
+        _check_takes_weights(spec)
+
+
+def _check_takes_weights(spec: Spec) -> None:
     if not (spec.asks_for("rollout_is_weights") or spec.takes_any):
         raise InputError(
             f"{spec.name} has no parameter rollout_is_weights, so it would leave out the weights that "
             "algorithm.rollout_correction.rollout_is asks for; set that to null or choose another policy loss"
         )
-    return weights
 
 
 def _as_verl_metrics(name: str, metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ losses are averaged stays with verl (``loss_agg_mode``). Options of an estimator
 ``+algorithm.adv_estimator_kwargs.OPTION=VALUE``; presets are described in :mod:`rl_estimators.verl.presets`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,15 @@ from rl_estimators.errors import EstimatorError, InputError, PatchError, Unknown
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
 from rl_estimators.trial import try_out
-from rl_estimators.verl import core_algos, named_options, policy_losses, presets, value_loss
-from rl_estimators.verl.estimators import PREFIX, spec_of
-from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
+from rl_estimators.verl import core_algos, named_options, policy_losses, presets, unknown, value_loss
+from rl_estimators.verl.estimators import KEY, PREFIX, spec_of
+from rl_estimators.verl.trainers import is_experimental
 
 __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
 
-KEY = "rl_estimators"
 _MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
 _TARGET = "actor_rollout_ref.actor.policy_loss._target_"
+_ENVIRONMENT = "ray_kwargs.ray_init.runtime_env.env_vars"
 _STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
 _STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
 _OUR_TARGET = "rl_estimators.verl.actor_config.PolicyLossConfig"
@@ -120,6 +121,7 @@ def apply(config: Any, use_critic: bool | None = None) -> Settings:
         PatchError: what puts the loss into verl is not in force.
     """
     settings = read(config)
+    _put_environment(config)
     if settings.value_loss is not None:
         _check_critic(config, settings.value_loss.name, use_critic)
     if settings.policy_loss is not None:
@@ -127,6 +129,16 @@ def apply(config: Any, use_critic: bool | None = None) -> Settings:
     else:
         _check_mode(config)
     return settings
+
+
+def _put_environment(config: Any) -> None:
+    """Our variables on the list that verl hands to Ray: a cluster that was there before does not have this process's."""
+    from omegaconf import OmegaConf
+
+    ours = {name: value for name, value in os.environ.items() if name.startswith("RL_ESTIMATORS_")}
+    if ours and config.get("ray_kwargs") is not None:
+        given = OmegaConf.select(config, _ENVIRONMENT) or {}
+        OmegaConf.update(config, _ENVIRONMENT, {**ours, **given}, force_add=True)
 
 
 def _refuse_misspelt(config: Any) -> None:
@@ -219,6 +231,8 @@ def _check_loss(config: Any, path: str, kind: _Kind, name: str, given: Mapping[s
     """Check a loss and its options; ``path`` is the key that asks for them."""
     spec = kind.registry.spec(name)
     _check_use(path, kind, spec)
+    if kind.registry is POLICY_LOSSES:
+        policy_losses.check_weights(spec, config)
     if "loss_agg_mode" in given:
         mode = given["loss_agg_mode"]
         raise InputError(
@@ -295,14 +309,12 @@ def _check_mode(config: Any) -> None:
 
     mode = OmegaConf.select(config, _MODE)  # verl calls need_critic with partial configurations, too
     known = core_algos.policy_losses()
-    if not isinstance(mode, str) or loads_more(config):
-        return  # what a worker will import may register it
-    like_ours = mode.startswith(PREFIX) or did_you_mean(mode, POLICY_LOSSES.names())
-    if mode not in known and (is_complete(config) or like_ours):
-        raise UnknownNameError(
-            f"{_MODE}={mode}: no such policy loss.{did_you_mean(mode, known)} Known: {', '.join(sorted(known))}. One of "
-            f"yours is known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or {EXTERNAL_LIB}"
-        )
+    if not isinstance(mode, str):
+        return
+    if mode not in known:
+        ours = [alias for own in POLICY_LOSSES.names() for alias in (own, PREFIX + own)]
+        unknown.report(f"{_MODE}={mode}", "policy loss", ours, known, config)
+        return
     name = policy_losses.name_of(mode)  # somebody else's name is somebody else's to check
     if name is not None:
         _check_loss(config, f"{_MODE}={mode}", _KINDS["policy_loss"], name, {})

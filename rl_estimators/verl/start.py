@@ -4,14 +4,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rl_estimators import patching
-from rl_estimators.errors import InputError, UnknownNameError
+from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS, check_choice
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import ADV_ESTIMATORS, Spec
 from rl_estimators.trial import try_out
-from rl_estimators.verl import bootstrap, combinations, core_algos, greedy, named_options, reward_keys
+from rl_estimators.verl import (
+    bootstrap,
+    combinations,
+    core_algos,
+    greedy,
+    named_options,
+    reward_keys,
+    unknown,
+)
 from rl_estimators.verl.estimators import OPTIONS_KEY, PREFIX, options, spec_of
-from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, is_experimental, loads_more
+from rl_estimators.verl.trainers import is_experimental
 
 __all__ = ["prepare"]
 
@@ -28,7 +36,7 @@ def prepare(config: Any) -> bool:
         Whether the estimator needs a critic.
 
     Raises:
-        UnknownNameError: no estimator has that name.
+        UnknownNameError: no estimator has that name, and it is meant to be ours.
         InputError: an input cannot be provided under this configuration, or an option does not fit, or a setting would
             have no effect.
         PatchError: a hook that the estimator needs is not in force.
@@ -38,7 +46,7 @@ def prepare(config: Any) -> bool:
     if name is None:
         return False
     name = core_algos.estimator_name(name)
-    _refuse_unknown(name, config)
+    _report_unknown(name, config)
     _refuse_unread(name, algorithm)
     spec = spec_of(name)
     if is_experimental(config):
@@ -54,18 +62,11 @@ def prepare(config: Any) -> bool:
     return "values" in spec.required
 
 
-def _refuse_unknown(name: str, config: Any) -> None:
-    """A name that nobody has may be another trainer's own; in verl's own trainers, or if like ours, it is a slip."""
+def _report_unknown(name: str, config: Any) -> None:
     known = core_algos.estimators()
-    if name in known:
-        return
-    ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
-    nobodys = is_complete(config) and not loads_more(config)
-    if nobodys or name.startswith(PREFIX) or did_you_mean(name, ours):
-        raise UnknownNameError(
-            f"{_KEY}={name}: no such estimator.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. One of "
-            f"yours is known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or {EXTERNAL_LIB}"
-        )
+    if name not in known:
+        ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
+        unknown.report(f"{_KEY}={name}", "estimator", ours, known, config)
 
 
 def _refuse_unread(name: str, algorithm: Any) -> None:

@@ -5,6 +5,16 @@ from typing import Any
 __all__ = ["EXTERNAL_LIB", "is_complete", "is_experimental", "loads_more"]
 
 EXTERNAL_LIB = "actor_rollout_ref.model.external_lib"
+_MODULES = (  # where verl 0.9's configuration names files and modules of the user's, but for reward functions
+    EXTERNAL_LIB,
+    "critic.model.external_lib",
+    "data.custom_cls.path",
+    "trainer.v1.sampler.custom_sampler.path",
+    "reward.reward_manager.module.path",
+    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
+    "actor_rollout_ref.rollout.agent.custom_async_server.path",
+    "actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module",
+)
 
 
 def is_experimental(config: Any) -> bool:
@@ -27,4 +37,4 @@ def loads_more(config: Any) -> bool:
     """Whether verl will import a module of the user's later than now, which may register anything."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.select(config, EXTERNAL_LIB) is not None
+    return any(OmegaConf.select(config, key) is not None for key in _MODULES)

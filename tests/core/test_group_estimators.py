@@ -808,6 +808,27 @@ def test_grpo_over_the_batchs_standard_deviation():
     assert (rl_estimators.estimate("grpo", **same, std_over="batch").advantages == 0).all()
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "opo", "gpg", "reinforce_pp_baseline"])
+def test_equal_scores_in_fp64_are_equal_in_whatever_order_they_are_added(name, backend):
+    """0.1 + 0.2 + 0.3 is 0.6000000000000001 from the left and 0.6 from the right."""
+    rewards = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]], dtype=torch.float64)
+    given = {"token_level_rewards": rewards, "response_mask": torch.ones(3, 3), "index": ["q"] * 3}
+    if name == "reinforce_pp_baseline":
+        given["whitening"] = {"eps": 0.0}
+    assert (rl_estimators.estimate(name, **given, backend=backend).advantages == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+@pytest.mark.parametrize("options", [{}, {"std_over": "batch"}])
+def test_grpo_at_scales_whose_squares_fp32_does_not_hold(scale, options):
+    """Scores s, -s, 0: mean 0 and standard deviation s."""
+    rewards = torch.tensor([[scale], [-scale], [0.0]])
+    given = {"token_level_rewards": rewards, "response_mask": torch.ones(3, 1), "index": ["q"] * 3}
+    found = rl_estimators.estimate("grpo", **given, epsilon=0.0, **options).advantages
+    torch.testing.assert_close(found, torch.tensor([[1.0], [-1.0], [0.0]]))
+
+
 @pytest.mark.parametrize("std_over", ["group", "batch"])
 def test_grpo_over_1_for_a_group_of_one_that_keeps_its_raw_score(std_over):
     """Scores 0.7 and 0.2 of two prompts, over 1 + epsilon, whatever the others divide by."""

@@ -296,6 +296,23 @@ def test_only_truncated_responses_take_their_bootstrap_value(name, flag):
     close(got.returns, targets, finished.returns[0].tolist())
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("name", WITH_VALUES)
+def test_a_difference_that_overflows_excludes_its_response(name, backend):
+    """3e38 - -3e38 is more than fp32 holds: the others are whitened as if the response were not there."""
+    rewards = torch.tensor([[3e38, 0.0], [1.0, 0.5], [2.0, -1.0]])
+    values = torch.tensor([[-3e38, 0.0], [0.25, 0.0], [0.0, 0.5]])
+    given = {"token_level_rewards": rewards, "values": values, "response_mask": torch.ones(3, 2)}
+    with collect_metrics() as metrics:
+        found = rl_estimators.estimate(name, **given, backend=backend)
+    assert metrics["excluded_responses"] == 1
+    assert (found.advantages[0] == 0).all()
+    torch.testing.assert_close(found.returns[0], values[0])
+    others = rl_estimators.estimate(name, **{key: x[1:] for key, x in given.items()}, backend=backend)
+    torch.testing.assert_close(found.advantages[1:], others.advantages)
+    torch.testing.assert_close(found.returns[1:], others.returns)
+
+
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("name", WITH_VALUES)
 def test_a_bad_bootstrap_value_excludes_a_truncated_response(name, bad):

@@ -1,6 +1,7 @@
 """verl's critic takes its attention from the config where flash-attention cannot run."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,6 +50,17 @@ def test_the_config_decides(tmp_path, platform, attention):
 def test_without_the_patch_flash_attention_is_asked_for(tmp_path):
     done = run(tmp_path, "eager", VERL_PLATFORM="cpu", RL_ESTIMATORS_DISABLE_PATCHES="verl_critic_attention")
     assert "FlashAttention2" in done.stderr
+
+
+@pytest.mark.parametrize("brings", ["flash_attn", "kernels", "torch_npu"])
+def test_where_something_brings_flash_attention_the_critic_is_left_alone(monkeypatch, brings):
+    monkeypatch.setattr(patch_module, "on_cpu", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == brings else None)
+    assert not patch_module.needed()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert patch_module.needed()
+    monkeypatch.setattr(patch_module, "on_cpu", lambda: True)
+    assert patch_module.needed()
 
 
 class Base:

@@ -211,6 +211,16 @@ def test_the_legacy_trainer(compose):
         need_critic(compose("algorithm.adv_estimator=rle_gae", f"{SWITCH}=True", "trainer.use_v1=False"))
 
 
+def test_a_limit_that_would_not_be_noticed(compose):
+    """vLLM stops at max_model_len, before the response has its full length, and the response would look finished."""
+    lengths = "data.max_prompt_length=512", "data.max_response_length=1024"
+    given = ("algorithm.adv_estimator=rle_gae", f"{SWITCH}=True", *lengths)
+    message = r"max_model_len=1024, which may cut .* Set max_model_len to 1536 \(prompt_length \+ response_length\) or more"
+    with pytest.raises(InputError, match=message):
+        need_critic(compose(*given, "actor_rollout_ref.rollout.max_model_len=1024"))
+    assert need_critic(compose(*given, "actor_rollout_ref.rollout.max_model_len=1536")) is True
+
+
 def test_an_experimental_trainer(compose):
     message = "adv_estimator=rle_gae: verl's experimental trainers cannot give what it needs; remove it"
     with pytest.raises(InputError, match=message):

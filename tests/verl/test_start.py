@@ -1,5 +1,7 @@
 """What verl's configuration asks for and cannot get is said by `need_critic`, before anything starts."""
 
+import re
+
 import pytest
 import torch
 
@@ -218,21 +220,42 @@ class TestWhatIsNotOurs:
             r"is imported: VERL_USE_EXTERNAL_MODULES=my_module, or actor_rollout_ref.model.external_lib"
         )
         with pytest.raises(UnknownNameError, match=message):
-            need_critic(compose("algorithm.adv_estimator=grpo", mode))
+            need_critic(compose("algorithm.adv_estimator=rle_grpo", mode, "+rl_estimators.diagnostics=True"))
 
-    def test_an_estimator_that_nobody_has(self, compose):
-        """Unless verl is still to import what may register it; another trainer's partial configuration is its own."""
-        chosen = "algorithm.adv_estimator=a_trainers_own"
-        message = (
-            r"adv_estimator=a_trainers_own: no such estimator. Known: .*decoupled_gae, gae, .*turn_gae. One of yours is "
-            r"known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or actor_rollout_ref.model.ext"
+    def test_a_name_that_nobody_has_yet(self, compose, caplog):
+        """A trainer of the user's own may know it, or a module that it imports later: verl's answer, and a warning."""
+        chosen, mode = (
+            "algorithm.adv_estimator=a_trainers_own",
+            "actor_rollout_ref.actor.policy_loss.loss_mode=my_loss",
         )
-        with pytest.raises(UnknownNameError, match=message):
-            need_critic(compose(chosen))
-        assert need_critic(compose(chosen, "actor_rollout_ref.model.external_lib=mine")) is False
-        assert (
-            need_critic(compose(chosen, "+rollout.n=1")) is False
-        )  # as verl's experimental trainers have it
+        quiet = (
+            "actor_rollout_ref.model.external_lib=mine",
+            "data.custom_cls.path=mine.py",
+            "+rollout.n=1",  # as verl's experimental trainers have it
+        )
+        for more in quiet:
+            assert need_critic(compose(chosen, mode, more)) is False
+        assert not caplog.records
+        for _ in range(2):  # asked several times in a run, it says so once
+            assert need_critic(compose(chosen, mode)) is False
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 2
+        assert re.search(
+            r"adv_estimator=a_trainers_own: no such estimator. Known: .*decoupled_gae, gae, .*turn_gae. One of yours is "
+            r"known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or actor_rollout_ref.model.ext",
+            said[0],
+        )
+        assert "loss_mode=my_loss: no such policy loss." in said[1]
+
+    @pytest.mark.parametrize("name", ["grop", "rle_mine", "reinforcepp"])
+    def test_a_slip_in_a_name_of_ours(self, compose, name):
+        with pytest.raises(UnknownNameError, match=f"adv_estimator={name}: no such estimator"):
+            need_critic(compose(f"algorithm.adv_estimator={name}"))
+
+    def test_options_of_ours_for_an_estimator_that_nobody_has(self, compose):
+        chosen = "algorithm.adv_estimator=a_trainers_own", "+algorithm.adv_estimator_kwargs.gamma=0.9"
+        with pytest.raises(UnknownNameError, match="adv_estimator=a_trainers_own: no such estimator"):
+            need_critic(compose(*chosen))
 
     @pytest.mark.parametrize(
         ("name", "end"),
