@@ -1,6 +1,7 @@
-# make smoke   train a tiny model with REINFORCE++ in the real verl, on the CPU, and see its reward go up
+# make smoke   train a tiny model with REINFORCE++ in the real verl, then in TRL, on the CPU, and see its reward go up
 # make smoke-gpu   four estimators in verl and TRL with a larger model on a GPU; without one, a rehearsal on the CPU
 # make test    pass all tests
+# make test-fast   those that start no Ray and build nothing
 # make lint    ruff and mypy
 # make upstream   which hooks fit which releases of verl, which releases of TRL our trainers; and what to do where not
 # make upstream-tests   verl's own tests, without our package and with it (minutes); TRL's too: TRL_TESTS=trl/tests
@@ -12,6 +13,7 @@
 # make fuzz    100,000 random batches through every estimator and loss (a quarter of an hour); CASES=1000 for fewer
 # make audit   known vulnerabilities of what we depend on directly (needs a network)
 # make load    10,000 estimates in one process: memory, threads (minutes)
+# make setup   make .venv and install everything into it
 # make clean   remove everything that these made
 #
 # Each sets up .venv first if need be. Another Python: make smoke PYTHON=python3.12
@@ -76,7 +78,7 @@ audit: $(VENV)/.installed
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt .ci/make_venv.py
-	@command -v $(PYTHON) >/dev/null || { echo "setup: no '$(PYTHON)' here; install Python 3.11 or 3.12, or: make PYTHON=..." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no '$(PYTHON)' here; install Python 3.10 to 3.12, or: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) .ci/make_venv.py $(VENV)
 	@touch $@
 

@@ -45,7 +45,7 @@ def refuse_unfit_machine(folder):
     low, high = WANTED
     if not low <= tuple(sys.version_info[:2]) < high:
         others = [name for name in ("python3.12", "python3.11", "python3.10") if works(name)]
-        hint = "run: make %s PYTHON=%s" % ("smoke", others[0]) if others else "install Python 3.11 or 3.12"
+        hint = "run: make %s PYTHON=%s" % ("smoke", others[0]) if others else "install Python 3.10 to 3.12"
         sys.exit(
             "setup: this is Python %d.%d, and verl 0.9 needs one from %d.%d to %d.%d; %s"
             % (tuple(sys.version_info[:2]) + low + (high[0], high[1] - 1) + (hint,))

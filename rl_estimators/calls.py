@@ -70,8 +70,8 @@ def estimate(
         response_mask: ``(B, T)``, 1 on the tokens the policy wrote and 0 elsewhere, in any dtype.
         masked_rewards: What becomes of rewards at masked positions, whatever the estimator: with ``"drop"`` they do
             not count; with ``"carry"`` each goes to the last valid token before it, see
-            :func:`~rl_estimators.carry.carry_rewards`. The adapters of verl and TRL say ``"carry"``. Of verl's own
-            estimators those that compare within a group count them and the others drop them.
+            :func:`~rl_estimators.carry.carry_rewards`. In verl ``"carry"`` is the default; in TRL the trainer always
+            carries them. Of verl's own estimators those that compare within a group count them and the others drop them.
         backend: ``"torch"``, ``"numba"`` or ``"triton"``, whatever ``RL_ESTIMATORS_BACKEND`` says; None: see
             :mod:`rl_estimators.backends.choose`.
         **inputs_and_options: Further inputs (see :data:`rl_estimators.fields.FIELDS`) and the estimator's own

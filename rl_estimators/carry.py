@@ -2,8 +2,8 @@
 
 A framework puts a trajectory's score on its last token. After a tool call that token may be the tool's output, which
 the policy did not write and the mask leaves out. The estimators do not look there, so the score is carried to
-the last token before it that the policy did write. The adapters of the frameworks do so; `estimate` if it is asked
-to, ``masked_rewards="carry"``.
+the last token before it that the policy did write: by `estimate` if it is asked to (``masked_rewards="carry"``), in verl
+unless ``masked_rewards=drop`` is set, in TRL always, by the trainer.
 """
 
 import torch

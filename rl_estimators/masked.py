@@ -6,7 +6,7 @@ Three rules hold for every estimator, and are kept here:
   (``where``), never by multiplication, for 0 * NaN is NaN.
 - A response with a number that is not finite at a valid token has no usable score, nor has one whose rewards add
   up to more than their dtype holds. It is left out of all statistics, gets the advantage 0 and is counted as
-  ``excluded_responses``. So is, silently, a response without valid tokens: a framework's padding row.
+  ``excluded_responses``. A response without valid tokens (a framework's padding row) is left out as well, and not counted.
 - Numbers that are all equal have a spread of exactly 0. Subtracting a pivot that is one of the numbers makes
   them exact zeros before any mean is taken; it also spares small differences between large numbers.
 """
@@ -156,14 +156,17 @@ def scored(
     response_mask: Tensor,
     index: np.ndarray[Any, Any] | Sequence[Any] | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`grouped`, without the mask: a reading and a writing of the batch less for who does not need it."""
+    """As :func:`grouped`, without the mask, for callers that do not need it: the batch is read and written once less."""
     return scored_rows(backends.scores(token_level_rewards, response_mask), token_level_rewards, index)
 
 
 def scored_rows(
     read: backends.Rows, token_level_rewards: Tensor, index: np.ndarray[Any, Any] | Sequence[Any] | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`scored`, for who keeps what :func:`rl_estimators.backends.scores` has read, for :func:`to_tokens`."""
+    """As :func:`scored`, for callers that keep what :func:`rl_estimators.backends.scores` has read.
+
+    They hand it to :func:`to_tokens`.
+    """
     scores = read.total.to(backends.work_dtype(token_level_rewards))
     return scores, group_ids(index, scores.device), read.counts
 

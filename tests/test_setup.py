@@ -24,7 +24,7 @@ def test_wrong_python(make_venv, monkeypatch, tmp_path):
     ):
         make_venv.main(str(tmp_path / "venv"))
     monkeypatch.setattr(make_venv, "works", lambda name: False)
-    with pytest.raises(SystemExit, match=r"install Python 3.11 or 3.12"):
+    with pytest.raises(SystemExit, match=r"install Python 3.10 to 3.12"):
         make_venv.main(str(tmp_path / "venv"))
     assert not (tmp_path / "venv").exists()
 

@@ -100,7 +100,7 @@ def _works(name: str) -> bool:
             module.probe()
     except Exception as error:
         warnings.warn(
-            f"rl_estimators: the backend {name!r} is out of order, torch's kernels are used: "
+            f"rl_estimators: the backend {name!r} cannot be used here, torch's kernels are used: "
             f"{type(error).__name__}: {error}",
             RuntimeWarning,
             stacklevel=2,

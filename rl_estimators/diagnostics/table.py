@@ -158,7 +158,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     ),
     "ratio_min": Diagnostic(
         "smallest rho of a valid token",
-        "near 0: tokens that the policy has stopped to produce, and that a negative advantage pushes on down",
+        "near 0: tokens that the policy has stopped producing, and that a negative advantage pushes down further",
         "as for ratio_mean; dual clip (clip_ratio_c) bounds their loss, not their ratio",
         _UPDATE,
         "min",

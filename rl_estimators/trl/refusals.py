@@ -86,7 +86,7 @@ def _check_group(spec: Spec, config: EstimatorConfig) -> None:
     if "index" in spec.required and config.num_generations == 1:
         raise InputError(
             f"num_generations=1 with adv_estimator={spec.name!r}, which compares the completions of a prompt: every "
-            "advantage would be 0 or arbitrary. Set num_generations to 2 or more, or take an estimator that does with "
+            "advantage would be 0 or arbitrary. Set num_generations to 2 or more, or take an estimator that needs only "
             "one: 'reinforce_pp', 'remax', 'gae'"
         )
 
@@ -103,7 +103,7 @@ def _check_greedy(spec: Spec, config: EstimatorConfig, arguments: Mapping[str, A
         if arguments.get(name) is not None:
             raise InputError(
                 f"{name} with adv_estimator={spec.name!r}: its baseline is a greedy completion, and {owner} cannot be "
-                "asked for a second, greedy course of a prompt. Take 'rloo' (other samples as baseline) or "
+                "asked for a second, greedy rollout of a prompt. Take 'rloo' (other samples as baseline) or "
                 "'reinforce_pp' (one sample), or tools in place of an environment"
             )
 

@@ -197,7 +197,7 @@ def _read_loss(config: Any, key: str, node: Mapping[str, Any]) -> Loss:
     name = options.pop("name", None)
     if name is None:
         raise InputError(
-            f"{path}.name is missing, so nobody would read {path}.{next(iter(node), '*')}; "
+            f"{path}.name is missing, so this would have no effect: {path}.{next(iter(node), '*')}; set the name to "
             f"one of {', '.join(kind.registry.names())}"
         )
     name = str(name)
@@ -265,9 +265,9 @@ def _check_use(path: str, kind: _Kind, spec: Spec) -> None:
 def _check_critic(config: Any, name: str, use_critic: bool | None) -> None:
     if is_experimental(config):
         raise InputError(
-            f"{KEY}.value_loss.name={name}: verl's experimental trainers, which this configuration with its node "
-            f"rollout is for, give their critic no loss of ours; remove {KEY}.value_loss, or train with "
-            "verl.trainer.main_ppo"
+            f"{KEY}.value_loss.name={name}: this configuration has a top-level key rollout, so it is for verl's "
+            f"experimental trainers, and those give their critic no loss of ours; remove {KEY}.value_loss, or train "
+            "with verl.trainer.main_ppo"
         )
     if use_critic is False:
         raise InputError(

@@ -101,9 +101,9 @@ def _refuse_greedy(name: str, spec: Spec | None) -> None:
     """Ours only: what verl's own ``remax`` needs there is verl's to say."""
     if spec is not None and "reward_baselines" in spec.required:
         raise InputError(
-            f"{_KEY}={name} needs reward_baselines ({FIELDS['reward_baselines'].meaning}), which verl's experimental "
-            "trainers, which this configuration with its node rollout is for, do not provide; train with "
-            "verl.trainer.main_ppo"
+            f"{_KEY}={name} needs reward_baselines ({FIELDS['reward_baselines'].meaning}). This configuration has a "
+            "top-level key rollout, so it is for verl's experimental trainers, and those do not provide them; train "
+            "with verl.trainer.main_ppo"
         )
 
 
@@ -141,7 +141,7 @@ def _check_options(name: str, spec: Spec, config: Any) -> None:
             at_hand = [field for field in spec.optional if _at_hand(field, config)]
             try_out(spec, [*spec.required, *at_hand], given)
     except InputError as error:
-        raise InputError(f"{_KEY}={name}: {error} Options stand in {path}.NAME.") from None
+        raise InputError(f"{_KEY}={name}: {error} Options are set under {path}.NAME.") from None
 
 
 def _at_hand(field: str, config: Any) -> bool:

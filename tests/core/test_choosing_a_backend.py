@@ -58,7 +58,7 @@ def test_a_backend_out_of_order_is_replaced_with_one_warning(monkeypatch):
     monkeypatch.setattr(choose.importlib, "import_module", broken)
     try:
         with backends.use_backend("numba"):
-            with pytest.warns(RuntimeWarning, match=re.escape("the backend 'numba' is out of order, torch's kernels are used: ImportError: no LLVM here")):  # fmt: skip
+            with pytest.warns(RuntimeWarning, match=re.escape("the backend 'numba' cannot be used here, torch's kernels are used: ImportError: no LLVM here")):  # fmt: skip
                 assert choose.name_for(torch.ones(1)) == "torch"
             assert choose.name_for(torch.ones(1)) == "torch"  # a second warning would be an error here
     finally:

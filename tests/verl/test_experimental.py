@@ -19,12 +19,13 @@ TRAINERS = {
 OVERRIDES = ["hydra.searchpath=[pkg://verl.trainer.config]", "actor_rollout_ref.rollout.n=2"]
 VALUE = ["critic.enable=True", "+rl_estimators.value_loss.name=huber"]
 NO_VALUE_LOSS = (
-    r"rl_estimators.value_loss.name=huber: verl's experimental trainers, which this configuration with its node rollout "
-    r"is for, give their critic no loss of ours; remove rl_estimators.value_loss, or train with verl.trainer.main_ppo"
+    r"rl_estimators.value_loss.name=huber: this configuration has a top-level key rollout, so it is for verl's "
+    r"experimental trainers, and those give their critic no loss of ours; remove rl_estimators.value_loss, or train with "
+    r"verl.trainer.main_ppo"
 )
 NO_BASELINES = (
-    r"algorithm.adv_estimator=rle_remax needs reward_baselines \(.*\), which verl's experimental trainers, which this "
-    r"configuration with its node rollout is for, do not provide; train with verl.trainer.main_ppo"
+    r"algorithm.adv_estimator=rle_remax needs reward_baselines \(.*\). This configuration has a top-level key rollout, "
+    r"so it is for verl's experimental trainers, and those do not provide them; train with verl.trainer.main_ppo"
 )
 
 

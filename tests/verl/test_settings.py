@@ -96,8 +96,8 @@ def test_options_may_refer_to_verls_keys(compose, settings):
         ([*HUBER, f"{VALUE}.vpreds=1"], "rl_estimators.value_loss.vpreds: verl hands that to huber itself; leave it out"),
         (
             [f"{VALUE}.delta=3"],
-            "rl_estimators.value_loss.name is missing, so nobody would read rl_estimators.value_loss.delta; one of "
-            "clipped, huber, mse",
+            "rl_estimators.value_loss.name is missing, so this would have no effect: rl_estimators.value_loss.delta; set "
+            "the name to one of clipped, huber, mse",
         ),
         ([f"{VALUE}={{}}"], "rl_estimators.value_loss.name is missing"),
         (

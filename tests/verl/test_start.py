@@ -296,7 +296,7 @@ class TestWhatIsNotOurs:
     ],
 )
 def test_values_of_options(compose, overrides, message):
-    tail = r".* Options stand in algorithm.adv_estimator_kwargs.NAME"
+    tail = r".* Options are set under algorithm.adv_estimator_kwargs.NAME"
     with pytest.raises(InputError, match="algorithm.adv_estimator=rle_grpo: grpo: " + message + tail):
         need_critic(compose("algorithm.adv_estimator=rle_grpo", *overrides))
 
