@@ -34,7 +34,7 @@ class Whitening:
     .. math::
         y_i = \frac{x_i - \bar x}{\sqrt{s^2 + \epsilon}}, \qquad
         \bar x = \frac{\sum_i w_i x_i}{W}, \qquad
-        s^2 = \frac{\sum_i w_i (x_i - \bar x)^2}{W - \mathrm{ddof}}
+        s^2 = \frac{\sum_i w_i (x_i - \bar x)^2}{\max(W - \mathrm{ddof}, 1)}
 
     One object rather than four options of each estimator: few want to change them, and whoever does wants the same
     in every estimator. An estimator's option ``whitening`` takes it, or a mapping of what differs from the defaults:

@@ -36,7 +36,7 @@ def gpg(
 
     with B the responses that count, and M those among them whose group has equal scores only. Their gradient is 0,
     yet they are counted in the loss's mean, which is thereby too small; :math:`\alpha` undoes that. A response that
-    happens to score its group's mean is no part of M: its group is alive.
+    happens to score its group's mean is no part of M: its group is alive. Where no group is, B - M counts as 1.
 
     Departures from verl 0.9: verl's :math:`\alpha` divides B by the number of responses with a score other than 0,
     so that groups solved by every response count as alive and failed responses in a live group as dead, and its

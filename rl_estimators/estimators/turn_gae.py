@@ -41,8 +41,8 @@ def turn_gae(
     two of them is masked. Its reward :math:`r_i` is the undiscounted sum over its tokens; its value :math:`V_i` is the
     one before its first token, when the critic has read all that came before and nothing of the turn. :math:`V_{m+1}`
     is 0, or the bootstrap value of a truncated response. Every token of the turn gets :math:`A_i`, and
-    :math:`R_i` as the critic's target: only the first token's value is ever read, and the others may learn the same,
-    so that a value loss needs no mask of its own.
+    :math:`R_i` as the critic's target: of a turn's values only the first enters, and the others may learn the same, so
+    that a value loss needs no mask of its own. All must be finite all the same, or the response is excluded.
 
     Unlike in the other estimators a hole in the mask means something: it parts two turns. How wide it is, and what
     stands in it, does not matter. Turns that touch count as one. Whitening weighs each turn by its number of tokens.

@@ -51,7 +51,8 @@ def gmpo(
     without valid tokens too, so that its micro-batches do not add up to the batch. Here L stands on each
     valid token and the mode applies; the default ``seq-mean-token-mean`` is the paper's mean over responses.
     verl's ``actor.loss_agg_mode`` says ``token-mean`` unless told otherwise, and so do our trainers in TRL; verl's
-    actor brings its own clip ratios of 0.2 besides: set all three. The mean of the logarithms is clamped to [-20, 20].
+    actor brings its own clip ratios of 0.2 besides: set all three. verl's ``pg_clipfrac`` counts a token that is outside on
+    either side, this one only where the clip is in force. The mean of the logarithms is clamped to [-20, 20].
 
     Weights of the rollout enter as the ratios do, by their geometric mean (as in verl, without its 1e-10: a
     weight of 0 takes the response out).
