@@ -313,7 +313,7 @@ def _check_mode(config: Any) -> None:
         return
     if mode not in known:
         ours = [alias for own in POLICY_LOSSES.names() for alias in (own, PREFIX + own)]
-        unknown.report(f"{_MODE}={mode}", "policy loss", ours, known, config)
+        unknown.report(f"{_MODE}={mode}: no such policy loss.", mode, ours, known, config)
         return
     name = policy_losses.name_of(mode)  # somebody else's name is somebody else's to check
     if name is not None:

@@ -66,7 +66,7 @@ def _report_unknown(name: str, config: Any) -> None:
     known = core_algos.estimators()
     if name not in known:
         ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
-        unknown.report(f"{_KEY}={name}", "estimator", ours, known, config)
+        unknown.report(f"{_KEY}={name}: no such estimator.", name, ours, known, config)
 
 
 def _refuse_unread(name: str, algorithm: Any) -> None:

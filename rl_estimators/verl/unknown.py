@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
-def report(setting: str, kind: str, ours: Collection[str], known: Collection[str], config: Any) -> None:
+def report(what: str, name: str, ours: Collection[str], known: Collection[str], config: Any) -> None:
     """Refuse a slip, warn of a name that verl's own trainer will not know, and keep silent on all else.
 
     Args:
-        setting: The key and the name, as in ``algorithm.adv_estimator=grop``.
-        kind: What it names, for the message.
+        what: How the message begins, as in ``algorithm.adv_estimator=grop: no such estimator.``
+        name: The name.
         ours: Our names of that kind.
         known: All names of that kind.
         config: verl's configuration, or a part of it.
@@ -34,9 +34,8 @@ def report(setting: str, kind: str, ours: Collection[str], known: Collection[str
     Raises:
         UnknownNameError: the name is meant to be ours.
     """
-    name = setting.partition("=")[2]
     message = (
-        f"{setting}: no such {kind}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. One of "
+        f"{what}{did_you_mean(name, known)} Known: {', '.join(sorted(known))}. One of "
         f"yours is known once its module is imported: VERL_USE_EXTERNAL_MODULES=my_module, or {EXTERNAL_LIB}"
     )
     if name.startswith(PREFIX):  # nobody else's begin so
