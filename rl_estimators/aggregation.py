@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_estimators.backends.losses import Term, loss_sums
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check_choice
+from rl_estimators.fields import check_choice, check_number
 from rl_estimators.masked import select
 
 __all__ = ["MODES", "aggregate", "aggregate_terms", "masked_mean"]
@@ -52,7 +52,7 @@ def aggregate(
         A 0-dim tensor.
 
     Raises:
-        InputError: an unknown mode or key, or ``dp_size`` > 1 without the global count it needs.
+        InputError: an unknown mode or key, a value that is no number, or ``dp_size`` > 1 without the global count it needs.
     """
     sums = torch.where(mask, losses, 0).sum(-1)
     by_row, whole = _divisors(mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info)
@@ -72,9 +72,15 @@ def _divisors(
         global_batch_info: As in :func:`aggregate`.
     """
     check_choice("aggregate", "loss_agg_mode", loss_agg_mode, MODES)
-    info = {name: value for name, value in (global_batch_info or {}).items() if value is not None}
+    given = {} if global_batch_info is None else global_batch_info
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"aggregate: global_batch_info is {given!r}, expected numbers by name: {', '.join(_INFO)}"
+        )
+    info = {name: value for name, value in given.items() if value is not None}
     for name in info:
         check_choice("aggregate", "a key of global_batch_info", name, _INFO)
+    check_number("aggregate", **info)
     needs = {"token-mean": "batch_num_tokens", "token-sum": None}.get(loss_agg_mode, "global_batch_size")
     ranks = info.get("dp_size", 1)
     if ranks > 1 and needs is not None and needs not in info:

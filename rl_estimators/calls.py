@@ -13,6 +13,7 @@ from rl_estimators.fields import check, check_choice
 from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Estimate, Registry
 
 __all__ = [
+    "OF_ESTIMATE",
     "estimate",
     "get_adv_est",
     "get_policy_loss",
@@ -27,6 +28,7 @@ __all__ = [
     "value_loss",
 ]
 
+OF_ESTIMATE = ("masked_rewards", "backend")  # options of `estimate` itself, whatever the estimator
 register_adv_est = ADV_ESTIMATORS.register
 register_policy_loss = POLICY_LOSSES.register
 register_value_loss = VALUE_LOSSES.register
@@ -93,22 +95,22 @@ def estimate(
                 [-0.5000, -0.5000]])
     """
     spec = ADV_ESTIMATORS.spec(name)
-    check_choice(name, "masked_rewards", masked_rewards, ("drop", "carry"))
+    check_choice(spec.name, "masked_rewards", masked_rewards, ("drop", "carry"))
     mask, carry = response_mask, masked_rewards == "carry"
     # An advantage is a weight: no gradient may leak through the critic's values.
     with torch.no_grad(), use_backend(backend):
         if carry or spec.is_ours:
             mask = packed(response_mask)
         if carry:
-            check(name, {"token_level_rewards": token_level_rewards, "response_mask": mask}, ())
+            check(spec.name, {"token_level_rewards": token_level_rewards, "response_mask": mask}, ())
             token_level_rewards = carry_rewards(token_level_rewards, mask)
         given = {
             "token_level_rewards": token_level_rewards,
             "response_mask": mask if spec.is_ours else response_mask,  # a user's function gets it as it is
             **inputs_and_options,
         }
-        result = spec(given)
-    return _estimate(name, result, token_level_rewards)
+        result = spec(given, also=OF_ESTIMATE)
+    return _estimate(spec.name, result, token_level_rewards)
 
 
 def _estimate(name: str, result: Any, rewards: Tensor) -> Estimate:
@@ -209,6 +211,12 @@ def _run_loss(registry: Registry, name: str, given: dict[str, Any]) -> tuple[Ten
     result = spec(given)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise DefinitionError(
-            f"{registry.kind} {name!r} returned {type(result).__name__}, expected (loss, metrics)"
+            f"{registry.kind} {spec.name!r} returned {type(result).__name__}, expected (loss, metrics)"
         )
-    return result[0], result[1]
+    loss, metrics = result
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        raise DefinitionError(
+            f"{registry.kind} {spec.name!r} returned a loss of {found}, expected a 0-dim tensor"
+        )
+    return loss, metrics

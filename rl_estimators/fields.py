@@ -15,7 +15,18 @@ from torch import Tensor
 from rl_estimators.errors import InputError
 from rl_estimators.hints import did_you_mean
 
-__all__ = ["FIELDS", "SETTINGS", "Field", "as_index", "check", "check_choice", "check_range"]
+__all__ = [
+    "FIELDS",
+    "SETTINGS",
+    "Field",
+    "as_index",
+    "check",
+    "check_choice",
+    "check_ddof",
+    "check_number",
+    "check_range",
+    "is_number",
+]
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,28 @@ def as_index(index: "np.ndarray[Any, Any] | Sequence[Any] | Tensor") -> "np.ndar
     return np.fromiter(names, dtype=object, count=len(index))
 
 
+def is_number(value: object) -> bool:
+    """Whether it is one real number: a tensor of one element is, a bool is not."""
+    if isinstance(value, (int, float, np.integer, np.floating)):  # first: the look at a tensor takes long
+        return not isinstance(value, bool)
+    if not isinstance(value, Tensor):
+        return False
+    return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+
+
+def check_number(owner: str, **options: object) -> None:
+    """Refuse an option that is no number. No value is read: on a device that would stall it.
+
+    Raises:
+        InputError: names the option and its value.
+    """
+    for name, value in options.items():
+        if not is_number(value):
+            # a KL controller, say, in place of its factor
+            hint = "; pass its .value" if hasattr(value, "value") else ""
+            raise InputError(f"{owner}: {name} is {value!r}, expected a number{hint}")
+
+
 def check_range(owner: str, low: float = 0.0, high: float = float("inf"), **options: float | None) -> None:
     """Refuse an option outside ``[low, high]``; None passes.
 
@@ -154,10 +187,21 @@ def check_range(owner: str, low: float = 0.0, high: float = float("inf"), **opti
     for name, value in options.items():
         if value is None:
             continue
-        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number, Tensor)):
-            raise InputError(f"{owner}: {name} is {value!r}, expected a number")
+        if not is_number(value):  # asked first: the call alone costs more than the rest
+            check_number(owner, **{name: value})
         if not low <= value <= high:
             raise InputError(f"{owner}: {name} is {value!r}, expected a number in [{low:g}, {high:g}]")
+
+
+def check_ddof(owner: str, ddof: object) -> None:
+    """Refuse a ``ddof`` that is neither of the two there are.
+
+    Raises:
+        InputError: names its value.
+    """
+    check_number(owner, ddof=ddof)
+    if ddof not in (0, 1):
+        raise InputError(f"{owner}: ddof is {ddof!r}, expected 0 or 1")
 
 
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
@@ -183,7 +227,7 @@ def _shape(owner: str, name: str, value: Any) -> tuple[int, ...]:
         expected = "strings or integers"
     elif not isinstance(value, Tensor):
         also = ", a numpy array or a list" if field.kind == "index" else ""
-        raise InputError(f"{owner}: {name} is a {type(value).__name__}, expected a torch.Tensor{also}")
+        raise InputError(f"{owner}: {name} has type {type(value).__name__}, expected a torch.Tensor{also}")
     elif field.kind == "float":
         dtype_fits, expected = value.is_floating_point(), "a floating dtype"
     elif field.kind == "index":

@@ -9,8 +9,9 @@ _LONGEST = 200  # characters: no name that is known is near a longer word, and t
 
 
 def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
-    """`` Did you mean 'gae'?`` with a leading space, or nothing when nothing is ``alike``, 1 being equal."""
+    """`` Did you mean 'gae'?`` with a leading space, or nothing when nothing is ``alike``, 1 being equal but for case."""
     if len(word) > _LONGEST:
         return ""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=alike)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""

@@ -83,12 +83,13 @@ class Spec:
     takes_config: bool = False
     takes_any: bool = False
 
-    def __call__(self, given: Mapping[str, Any]) -> Any:
+    def __call__(self, given: Mapping[str, Any], also: tuple[str, ...] = ()) -> Any:
         """Check what is given, hand the function what it asked for, return what it returns.
 
         ``given`` holds inputs and options by name. An input that is None counts as absent; one that nobody
         asked for is left aside. ``index`` arrives as a numpy array, whatever was given: verl-style functions
-        look groups up by ``index[i]``, which for a tensor's elements never matches.
+        look groups up by ``index[i]``, which for a tensor's elements never matches. ``also``: see
+        :meth:`options_from`.
 
         Raises:
             InputError: an input is missing or does not fit; an option is unknown.
@@ -100,7 +101,7 @@ class Spec:
         check(self.name, asked, self.required)
         if "index" in asked:
             asked = {**asked, "index": as_index(asked["index"])}
-        return self.function(**asked, **self.options_from(given))
+        return self.function(**asked, **self.options_from(given, also))
 
     def asks_for(self, name: str) -> bool:
         """Whether the signature names the input ``name``, required or not; ``**kwargs`` names nothing."""
@@ -111,8 +112,10 @@ class Spec:
         """Whether the function is this package's own, rather than a user's or another distribution's."""
         return str(getattr(self.function, "__module__", None)).startswith("rl_estimators.")
 
-    def options_from(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def options_from(self, given: Mapping[str, Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
         """What the function gets beside its inputs.
+
+        ``also`` names the options that the caller keeps for itself: a slip may have meant one of them.
 
         Raises:
             InputError: an option is unknown.
@@ -131,7 +134,7 @@ class Spec:
         # Without a configuration of verl's a stand-in for it takes every option, but for what looks like a slip.
         absorbed = self.takes_config and config is None
         for name in () if self.takes_any else other:
-            hint = did_you_mean(name, [*self.options, *self.required, *self.optional])
+            hint = did_you_mean(name, [*self.options, *self.required, *self.optional, *also])
             if hint or not absorbed:
                 raise InputError(f"{self.name} has no option {name!r}.{hint} Its options: {self._known()}.")
         if self.takes_config:
@@ -139,7 +142,9 @@ class Spec:
         return named | (other if self.takes_any else {})
 
     def _known(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+        """Options with their defaults, and the inputs that are given like them: ``rollout_is_weights``, say."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items()) or "none"
+        return options + (f"; optional inputs: {', '.join(self.optional)}" if self.optional else "")
 
     def _check_type(self, name: str, value: Any) -> None:
         """A flag that is no bool, or None where a number is due, would train on other numbers in silence."""
@@ -156,11 +161,19 @@ class Registry:
     Attributes:
         kind: What is registered here, for messages.
         group: The entry-point group of other distributions' offers.
+        one: The kind with its article.
+        call: The name of the function that runs what is registered here.
+        elsewhere: What other frameworks call it, and its name here.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(
+        self, kind: str, group: str, call: str = "", elsewhere: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.one = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        self.call = call
+        self.elsewhere = elsewhere or {}
         self._specs: dict[str, Spec] = {}
         self._loaded: set[str] = set()  # names whose function came through an entry point
         self._settled: dict[str, Spec] = {}  # those that were asked for, and have no rival
@@ -175,7 +188,7 @@ class Registry:
         """
         name = getattr(name, "value", name)
         if not isinstance(name, str):
-            raise DefinitionError(f'a {self.kind} is registered by name, @register("name"), not as {name!r}')
+            raise DefinitionError(f'{self.one} is registered by name, @register("name"), not as {name!r}')
 
         def decorator(function: F) -> F:
             known = self._specs.get(name)
@@ -192,28 +205,38 @@ class Registry:
         return decorator
 
     def spec(self, name: str) -> Spec:
-        """The spec of ``name``, importing the distribution that offers it if need be.
+        """The spec of ``name`` (a string or a string enum), importing the distribution that offers it if need be.
 
         Raises:
-            UnknownNameError: nobody has registered or offers it.
+            UnknownNameError: nobody has registered or offers it, or it is no string.
             DuplicateNameError: several distributions offer it, or one offers what is registered here.
             EntryPointError: the distribution that offers it cannot be imported.
         """
-        known = self._specs.get(name)
+        known = self._specs.get(name) if isinstance(name, str) else None
         return known if known and known is self._settled.get(name) else self._settle(name)
 
-    def _settle(self, name: str) -> Spec:
+    def _settle(self, given: object) -> Spec:
+        name = getattr(given, "value", given)
+        if not isinstance(name, str):
+            raise UnknownNameError(f"{self.one} is named by a string, not {given!r}")
         offers = self._offers.get(name, [])
         if name not in self._specs and len(offers) == 1:
             self._load(name, offers[0])
         self._refuse_rivals(name, offers)
         if name not in self._specs:
-            hint = did_you_mean(name, self.names())
             raise UnknownNameError(
-                f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(self.names())}."
+                f"no {self.kind} is named {name!r}.{self._hint(name)} Known: {', '.join(self.names())}."
             )
         self._settled[name] = self._specs[name]
         return self._specs[name]
+
+    def _hint(self, name: str) -> str:
+        """What may have been meant: a name here, or one of another registry, which is not near by accident."""
+        name = name.lower()
+        meant, known = self.elsewhere.get(name, name), self.names()
+        others = [other for other in _REGISTRIES if other is not self and name in other.names()]
+        near = "" if others and meant not in known else did_you_mean(meant, known)
+        return near + "".join(f" {name!r} is {other.one}: {other.call}({name!r}, ...)." for other in others)
 
     def names(self) -> list[str]:
         """All names, registered or on offer, sorted. Imports nothing."""
@@ -322,6 +345,23 @@ def _distribution(offer: importlib.metadata.EntryPoint) -> str:
     return f"distribution {offer.dist.name!r}" if offer.dist else "an unknown distribution"
 
 
-ADV_ESTIMATORS = Registry("advantage estimator", "rl_estimators.adv_estimators")
-POLICY_LOSSES = Registry("policy loss", "rl_estimators.policy_losses")
-VALUE_LOSSES = Registry("value loss", "rl_estimators.value_losses")
+# Elsewhere: what verl and TRL call one of ours, where no hint finds it or it finds another.
+ADV_ESTIMATORS = Registry(
+    "advantage estimator",
+    "rl_estimators.adv_estimators",
+    "estimate",
+    {
+        "ppo": "gae",
+        "reinforce++": "reinforce_pp",
+        "grpo_vectorized": "grpo",
+        "rloo_vectorized": "rloo",
+    },
+)
+POLICY_LOSSES = Registry(
+    "policy loss",
+    "rl_estimators.policy_losses",
+    "policy_loss",
+    {**dict.fromkeys(("vanilla", "ppo", "grpo", "dapo"), "ppo_clip"), "geo_mean": "gmpo"},
+)
+VALUE_LOSSES = Registry("value loss", "rl_estimators.value_losses", "value_loss")
+_REGISTRIES = (ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check, check_choice, check_range
+from rl_estimators.fields import check, check_choice, check_number, check_range
 from rl_estimators.masked import as_mask, select
 
 __all__ = [
@@ -143,7 +143,7 @@ class AdaptiveKLController:
         horizon: Over how many responses the coefficient may change by about a fifth, above 0.
 
     Raises:
-        InputError: value below 0, target or horizon not above 0.
+        InputError: value below 0, target or horizon not above 0, or no number.
     """
 
     value: float = 0.001
@@ -153,6 +153,7 @@ class AdaptiveKLController:
     def __post_init__(self) -> None:
         check_range("AdaptiveKLController", value=self.value)
         for name, number in (("target", self.target), ("horizon", self.horizon)):
+            check_number("AdaptiveKLController", **{name: number})
             if not number > 0:
                 raise InputError(f"AdaptiveKLController: {name} is {number!r}, expected a number above 0")
 
@@ -192,10 +193,14 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
         ``(B,)``, in [-1, 0], fp32 (fp64 from fp64), to be added to each response's reward.
 
     Raises:
-        InputError: max_length below 0 or buffer outside [0, max_length].
+        InputError: lengths that are no tensor, max_length below 0 or buffer outside [0, max_length].
     """
     check_range("overlong_penalty", max_length=max_length)
     check_range("overlong_penalty", high=max_length, buffer=buffer)
+    if not isinstance(lengths, Tensor):
+        raise InputError(
+            f"overlong_penalty: lengths has type {type(lengths).__name__}, expected a torch.Tensor"
+        )
     lengths = lengths.to(torch.float64 if lengths.dtype == torch.float64 else torch.float32)
     if buffer == 0:
         return torch.where(lengths > max_length, -1.0, 0.0).to(lengths.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rl_estimators import backends
 from rl_estimators.backends.rows import inverse_std
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check_choice, check_range
+from rl_estimators.fields import check_choice, check_ddof, check_range
 from rl_estimators.masked import to_tokens
 
 __all__ = [
@@ -49,7 +49,7 @@ class Whitening:
         eps_in: ``"variance"``: as above. ``"std"``: the divisor is :math:`s + \epsilon`, as in TRL.
 
     Raises:
-        InputError: eps below 0, ddof outside [0, 1], an unknown weighting or eps_in.
+        InputError: eps below 0, ddof neither 0 nor 1, an unknown weighting or eps_in.
     """
 
     eps: float = 1e-8
@@ -59,7 +59,7 @@ class Whitening:
 
     def __post_init__(self) -> None:
         check_range("whitening", eps=self.eps)
-        check_range("whitening", high=1, ddof=self.ddof)
+        check_ddof("whitening", self.ddof)
         check_choice("whitening", "weighting", self.weighting, ("token", "sequence"))
         check_choice("whitening", "eps_in", self.eps_in, ("variance", "std"))
 

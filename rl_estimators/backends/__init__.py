@@ -73,6 +73,7 @@ def gae(
     _check_shapes(rewards.shape[:1], last)
     if not rewards.numel():
         return _nothing(rewards, values)
+    gamma, decay = _number(gamma), _number(decay)
     return _reported(_kernel("gae", rewards)(rewards.detach(), values.detach(), mask, last, gamma, decay))
 
 
@@ -89,6 +90,7 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
         The sums less the baselines, the sums (the same tensor without baselines), and the sums' statistics; with
         baselines only which rows count, and how many of their tokens.
     """
+    discount = _number(discount)
     _check_shapes(rewards.shape, mask)
     _check_shapes(rewards.shape[:1], baselines, discount)
     if not rewards.numel():
@@ -98,6 +100,7 @@ def returns(rewards: Tensor, mask: Tensor, discount: float | Tensor, baselines: 
 
 def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     """As :func:`rl_estimators.scan.discounted_sum`."""
+    discount = _number(discount)
     _check_shapes(x.shape, mask)
     _check_shapes(x.shape[:1], discount)
     if not x.numel():
@@ -237,6 +240,11 @@ def _check_shapes(shape: Sequence[int], *given: Tensor | float | None) -> None:
                 f"a tensor has shape {tuple(x.shape)}, where its batch has {tuple(shape)}; rl_estimators.estimate says "
                 "which it is"
             )
+
+
+def _number(x: Any) -> Any:
+    """An option may be a 0-dim tensor, which compiled kernels do not take."""
+    return x.item() if isinstance(x, Tensor) and x.ndim == 0 else x
 
 
 def _reported(scan: Scan) -> Scan:

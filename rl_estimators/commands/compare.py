@@ -21,7 +21,7 @@ from rl_estimators.compare.tokens import Tokens
 from rl_estimators.compare.weights import Weights
 from rl_estimators.compare.words import Words
 from rl_estimators.errors import InputError
-from rl_estimators.files.outputs import write
+from rl_estimators.files.outputs import check_png, write
 from rl_estimators.files.plain import MOST, clip, escaped
 from rl_estimators.modules import load_module
 
@@ -114,8 +114,10 @@ def _check(options: argparse.Namespace, outputs: Mapping[str, Path]) -> None:
         check_output(f"--{name}", path, inputs)
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
         raise InputError("--html, --png and --json name one file")
-    if options.png and find_spec("matplotlib") is None:
-        raise InputError("--png needs matplotlib: pip install 'rl-estimators[see]'")
+    if options.png:
+        check_png("--png", options.png)
+        if find_spec("matplotlib") is None:
+            raise InputError("--png needs matplotlib: pip install 'rl-estimators[see]'")
 
 
 def _compare(options: argparse.Namespace, problems: Problems, kept: Kept) -> list[Summary]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_range
-from rl_estimators.files.outputs import write
+from rl_estimators.files.outputs import check_png, write
 from rl_estimators.files.problems import Problems
 from rl_estimators.plot import table
 from rl_estimators.plot.concepts import CONCEPTS
@@ -93,8 +93,7 @@ def _check_writable(options: argparse.Namespace) -> None:
         return
     if find_spec("matplotlib") is None:
         raise InputError("pictures need matplotlib, which is not installed: pip install 'rl-estimators[see]'")
-    if options.output.suffix.lower() != ".png":
-        raise InputError(f"--output {options.output}: the picture is a PNG; give it a name that ends in .png")
+    check_png("--output", options.output)
     for path in (options.output, options.csv):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rl_estimators.calls import OF_ESTIMATE
 from rl_estimators.errors import InputError
 from rl_estimators.fields import FIELDS
 from rl_estimators.registry import ADV_ESTIMATORS
@@ -13,7 +14,6 @@ from rl_estimators.registry import ADV_ESTIMATORS
 __all__ = ["Choice", "all_choices", "read_choices"]
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
-_OF_EVERY = {"masked_rewards", "backend"}  # options of `estimate` itself
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_choices(words: Iterable[str]) -> list[Choice]:
             if option in FIELDS:
                 raise InputError(f"{label}: {option} is an input, which the file has to hold, and no option")
         try:
-            spec.options_from({key: value for key, value in options.items() if key not in _OF_EVERY})
+            spec.options_from({k: v for k, v in options.items() if k not in OF_ESTIMATE}, also=OF_ESTIMATE)
         except InputError as error:
             raise InputError(f"--estimators {label}: {error}") from error
         if any(choice.label == label for choice in choices):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rl_estimators.diagnostics.tokens import wide
 from rl_estimators.masked import as_mask
+from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO
 
 __all__ = ["add_sums", "policy_numbers", "policy_sums", "value_numbers", "value_sums"]
 
-_MAX_LOG_RATIO = 20.0
 _FLAT = 1e-12  # a variance that is no more of the squared mean is rounding
 
 
@@ -34,8 +34,8 @@ def policy_sums(
     mask, dtype = as_mask(response_mask), wide(log_prob.device)
     old = torch.where(mask, old_log_probs, 0).to(dtype)
     log_ratio = torch.where(mask, log_prob, 0).to(dtype) - old
-    apart = torch.expm1(log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    log_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    apart = torch.expm1(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     found = {
         "policy_tokens": mask.sum().to(dtype),
         "ratio_apart": apart.sum(),

@@ -4,7 +4,8 @@ Source: Liu et al., GDPO: Group reward-Decoupled Normalization Policy Optimizati
 section 3.1, eq. 4-6, and for the weights section 3.2, eq. 7 (https://arxiv.org/abs/2601.05242).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check_choice, check_range
+from rl_estimators.fields import check_choice, check_ddof, check_range, is_number
 from rl_estimators.registry import Estimate
 from rl_estimators.whitening import STANDARD, Whitening, normalise_centred, read_whitening
 
@@ -84,11 +85,11 @@ def gdpo(
         Advantages ``(B, T)``, and the same tensor as returns: there is no critic to train.
 
     Raises:
-        InputError: epsilon below 0, ddof outside [0, 1], an unknown ``norm_level`` or ``singleton``, a ``whitening``
+        InputError: epsilon below 0, ddof neither 0 nor 1, an unknown ``norm_level`` or ``singleton``, a ``whitening``
             that does not fit, no components, a column that is not there or holds no numbers, or another number of weights than of components.
     """
     check_range("gdpo", epsilon=epsilon)
-    check_range("gdpo", high=1, ddof=ddof)
+    check_ddof("gdpo", ddof)
     check_choice("gdpo", "norm_level", norm_level, ("sequence", "token"))
     check_choice("gdpo", "singleton", singleton, ("zero", "raw"))
     how = read_whitening("gdpo", whitening, weighting_is="norm_level")
@@ -133,8 +134,10 @@ def stack_columns(owner: str, keys: Sequence[str], columns: Mapping[str, Any], l
         like: The ``(B, T)`` rewards.
 
     Raises:
-        InputError: there is no such column, or it holds what is no number or of another shape.
+        InputError: the names are no list, there is no such column, or it holds what is no number or of another shape.
     """
+    if isinstance(keys, str) or not isinstance(keys, Iterable):  # a string would be read letter by letter
+        raise InputError(f"{owner}: reward_keys is {keys!r}, expected a list of names of columns")
     wide = torch.promote_types(like.dtype, torch.float32)
     return torch.stack([_column(owner, key, columns, len(like)) for key in keys], dim=-1).to(
         like.device, wide
@@ -156,8 +159,11 @@ def _weights(weights: Sequence[float] | None, components: Tensor) -> list[float]
     number = components.shape[-1]
     if weights is None:
         return [1.0] * number
-    if len(weights) != number or not np.isfinite([*weights]).all():
-        raise InputError(
-            f"gdpo: weights is {[*weights]}, expected {number} finite numbers, one for each reward"
-        )
-    return [float(weight) for weight in weights]
+    try:
+        given: Any = [*weights]
+    except TypeError:  # a number by itself
+        given = weights
+    listed = isinstance(given, list) and len(given) == number
+    if not listed or not all(is_number(weight) and math.isfinite(weight) for weight in given):
+        raise InputError(f"gdpo: weights is {given!r}, expected {number} finite numbers, one for each reward")
+    return [float(weight) for weight in given]

@@ -15,7 +15,7 @@ from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
 from rl_estimators.errors import InputError
 from rl_estimators.estimators import trl_arithmetic
-from rl_estimators.fields import check_choice, check_range
+from rl_estimators.fields import check_choice, check_ddof, check_range
 from rl_estimators.registry import Estimate
 
 
@@ -68,12 +68,12 @@ def grpo(
         Advantages ``(B, T)``, and the same tensor as returns: GRPO has no critic to train.
 
     Raises:
-        InputError: epsilon below 0, ddof outside [0, 1], an unknown ``std_over``, ``singleton`` or ``arithmetic``,
+        InputError: epsilon below 0, ddof neither 0 nor 1, an unknown ``std_over``, ``singleton`` or ``arithmetic``,
             ``std_over="batch"`` with ``norm_by_std=False``, or ``singleton="raw"`` with TRL's arithmetic, which has no such
             thing.
     """
     check_range("grpo", epsilon=epsilon)
-    check_range("grpo", high=1, ddof=ddof)
+    check_ddof("grpo", ddof)
     check_choice("grpo", "std_over", std_over, ("group", "batch"))
     check_choice("grpo", "singleton", singleton, ("zero", "raw"))
     check_choice("grpo", "arithmetic", arithmetic, ("pivot", "trl"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from rl_estimators import masked
 from rl_estimators.calls import register_adv_est
 from rl_estimators.compat import compat
-from rl_estimators.fields import check_range
+from rl_estimators.fields import check_ddof, check_range
 from rl_estimators.registry import Estimate
 
 
@@ -53,10 +53,10 @@ def grpo_passk(
         Advantages ``(B, T)``, at least 0, and the same tensor as returns: there is no critic to train.
 
     Raises:
-        InputError: epsilon below 0 or ddof outside [0, 1].
+        InputError: epsilon below 0, or ddof neither 0 nor 1.
     """
     check_range("grpo_passk", epsilon=epsilon)
-    check_range("grpo_passk", high=1, ddof=ddof)
+    check_ddof("grpo_passk", ddof)
     scores, ids, rows, mask = masked.grouped(token_level_rewards, response_mask, index)
     lead = masked.group_lead(scores, ids, rows)
     if norm_by_std:

@@ -1,10 +1,22 @@
-"""Files that are written, whole or not at all."""
+"""Files that are written, whole or not at all, and what a picture may be called."""
 
 import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write"]
+from rl_estimators.errors import InputError
+
+__all__ = ["check_png", "write"]
+
+
+def check_png(option: str, path: Path) -> None:
+    """Refuse another name for a picture: programs go by it.
+
+    Raises:
+        InputError: it names the option and the path.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{option} {path}: the picture is a PNG; give it a name that ends in .png")
 
 
 def write(path: Path, content: bytes) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from rl_estimators.backends import work_dtype
 from rl_estimators.backends.torch_blocks import compare, keep, mask_bits
 from rl_estimators.calls import register_policy_loss
-from rl_estimators.fields import check_range
+from rl_estimators.errors import InputError
+from rl_estimators.fields import check_number, check_range
 from rl_estimators.masked import as_mask
 from rl_estimators.policy_losses.covariance import covariances, share_of, top
 from rl_estimators.policy_losses.ratio import bounded_exp, clipped_surrogate, held_still, reduce, weighed
@@ -83,11 +84,16 @@ def clip_cov(
         (mean of the log-ratio's negative, k1, nats).
 
     Raises:
-        InputError: an option out of range, an unknown ``loss_agg_mode``.
+        InputError: an option out of range or of a wrong type, an unknown ``loss_agg_mode``.
     """
     check_range("clip_cov", high=1.0, clip_cov_ratio=clip_cov_ratio, clip_ratio_low=clip_ratio_low)
     check_range("clip_cov", clip_ratio_high=clip_ratio_high)
+    check_number("clip_cov", clip_cov_lb=clip_cov_lb)
     check_range("clip_cov", low=clip_cov_lb, clip_cov_ub=clip_cov_ub)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"clip_cov: generator is {generator!r}, expected a torch.Generator: torch.Generator().manual_seed(0)"
+        )
     mask, low, high = as_mask(response_mask), clip_ratio_low, clip_ratio_high
     candidates = torch.zeros_like(mask)
     old, new, gain = (x.detach() for x in (old_log_prob, log_prob, advantages))

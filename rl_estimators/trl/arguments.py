@@ -13,8 +13,11 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 from rl_estimators.errors import InputError
 from rl_estimators.hints import did_you_mean
 from rl_estimators.modules import load_module
-from rl_estimators.trl.config import EstimatorConfig
+from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES
+from rl_estimators.trl.config import TRL_LOSS, EstimatorConfig
+from rl_estimators.trl.functions import builtin_rewards
 from rl_estimators.trl.grpo import GRPOTrainer
+from rl_estimators.trl.options import look_up
 from rl_estimators.trl.ppo import PPOTrainer
 from rl_estimators.trl.reinforce_pp import ReinforcePPTrainer
 from rl_estimators.trl.reinforce_pp_baseline import ReinforcePPBaselineTrainer
@@ -89,8 +92,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
     """Read a command line and the YAML file it may name with ``--config``.
 
     Raises:
-        InputError: an unknown key or trainer, a file that is not there or holds no settings, or what
-            :class:`EstimatorConfig` refuses.
+        InputError: an unknown key or trainer, a file that is not there or holds no settings, a model, data or rewards
+            that are not set, or what :class:`EstimatorConfig` refuses.
+        UnknownNameError: no such estimator or loss.
     """
     first, rest = _first_look(arguments)
     settings = {} if first.config is None else _read(first.config)
@@ -102,8 +106,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
     _refuse_unknown(settings, known, f"in {first.config}")
     parser = TrlParser(classes, prog="rl-estimators train", usage=_USAGE, allow_abbrev=False)
     parser.set_defaults_with_config(**settings)
-    words = parser.parse_known_args(rest)[1]
+    given, words = parser.parse_known_args(rest)
     _refuse_unknown([word.partition("=")[0] for word in words], {*known, "config"}, "on the command line")
+    _look_up_names(given)
+    _refuse_incomplete(given)
     script, *others = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     for name in ("reward_funcs", "token_reward_funcs", "external_modules"):
         setattr(script, name, _listed(getattr(script, name)))
@@ -153,7 +159,32 @@ def _refuse_unknown(names: Iterable[str], known: set[str], place: str) -> None:
     for name in names:
         bare = name.lstrip("-").replace("-", "_")
         if name.startswith("-") or bare not in known:  # a known one with dashes would have been understood
-            raise InputError(f"{name!r} {place} is not a setting.{did_you_mean(bare, known)}")
+            trainer = f" A trainer is named with --trainer {name}." if name in TRAINERS else ""
+            raise InputError(f"{name!r} {place} is not a setting.{trainer or did_you_mean(bare, known)}")
+
+
+def _look_up_names(given: argparse.Namespace) -> None:
+    """Before TRL's configuration is made: without a GPU it stops there, and a slip would not be heard of."""
+    if given.adv_estimator is not None:
+        look_up(ADV_ESTIMATORS, "adv_estimator", given.adv_estimator)
+    if given.policy_loss != TRL_LOSS:
+        look_up(POLICY_LOSSES, "policy_loss", given.policy_loss)
+    look_up(VALUE_LOSSES, "value_loss", given.value_loss)
+
+
+def _refuse_incomplete(given: argparse.Namespace) -> None:
+    """What every run needs; early, for the same reason."""
+    if given.model_name_or_path is None:
+        raise InputError("model_name_or_path is not set: a folder or a name on the Hub")
+    if not given.reward_funcs and given.reward_model_name_or_path is None:
+        raise InputError(
+            "reward_funcs is not set: package.module.function, path/to/file.py:function, or one of "
+            f"{', '.join(builtin_rewards())}"
+        )
+    if not given.datasets and given.dataset_name is None:
+        raise InputError(
+            "dataset_name is not set: a folder with train.jsonl, or a name on the Hub; or datasets, a mixture"
+        )
 
 
 def _listed(value: Any) -> list[str]:

@@ -46,11 +46,9 @@ def build(given: Arguments) -> EstimatorTrainer:
     """Make the trainer.
 
     Raises:
-        InputError: model, data or rewards are not given or not found, or what the trainer refuses.
+        InputError: data or rewards are not found, or given twice, or what the trainer refuses.
     """
     script, config, model = given.script, given.config, given.model
-    if model.model_name_or_path is None:
-        raise InputError("model_name_or_path is not set: a folder or a name on the Hub")
     config.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": config.trust_remote_code,
@@ -78,13 +76,7 @@ def _rewards(script: TrainArguments) -> list[str | Callable[..., Any]]:
     model = script.reward_model_name_or_path
     found: list[str | Callable[..., Any]] = [] if model is None else [model]
     builtin = functions.builtin_rewards()
-    found += [functions.find(name, "reward_funcs", builtin) for name in script.reward_funcs or []]
-    if not found:
-        raise InputError(
-            "reward_funcs is not set: package.module.function, path/to/file.py:function, or one of "
-            f"{', '.join(builtin)}"
-        )
-    return found
+    return found + [functions.find(name, "reward_funcs", builtin) for name in script.reward_funcs or []]
 
 
 def _data(given: Arguments) -> Any:
@@ -93,10 +85,6 @@ def _data(given: Arguments) -> Any:
         raise InputError(f"dataset_name={script.dataset_name!r} and datasets are both set; drop one")
     if mixture.datasets:
         return get_dataset(mixture)
-    if script.dataset_name is None:
-        raise InputError(
-            "dataset_name is not set: a folder with train.jsonl, or a name on the Hub; or datasets, a mixture"
-        )
     return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
 
 

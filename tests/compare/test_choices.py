@@ -62,6 +62,7 @@ def test_all_there_are():
         ("", "--estimators names none"),
         ("grpo,grpo", "--estimators names 'grpo' twice"),
         ("grpo:norm_by_sdt=false", r"grpo has no option 'norm_by_sdt'\. Did you mean 'norm_by_std'"),
+        ("grpo:masked_reward=carry", r"grpo has no option 'masked_reward'\. Did you mean 'masked_rewards'"),
         ("grpo:norm_by_std=0", "norm_by_std is 0, expected True or False"),
         ("grpo:values=3", "values is an input, which the file has to hold, and no option"),
         ("epsilon=3", "begins with 'epsilon=3', expected the name of an estimator"),

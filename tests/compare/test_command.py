@@ -176,6 +176,10 @@ class TestRefused:
                 ["{dump}", "--json", "{dump}/a", "--html", "{dump}/a"],
                 "--html, --png and --json name one file",
             ),
+            (
+                ["{dump}", "--png", "{dump}/a.jpg"],
+                "--png {dump}/a.jpg: the picture is a PNG; give it a name that ends in .png",
+            ),
             (["{dump}", "--format", "trl"], "no whole Parquet file"),
         ],
     )

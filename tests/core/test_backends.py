@@ -467,6 +467,23 @@ assert os.wait()[1] == 0
 
 
 @each_backend
+def test_options_may_be_0_dim_tensors(backend):
+    x, mask, half = torch.randn(3, 4), torch.ones(3, 4), torch.tensor(0.5)
+    given = {
+        "token_level_rewards": x,
+        "values": -x,
+        "response_mask": mask,
+        "reward_baselines": torch.zeros(3),
+    }
+    for name, options in (("gae", ("gamma", "lam")), ("reinforce_pp", ("gamma",)), ("mc", ("gamma",))):
+        found, wanted = (
+            rl_estimators.estimate(name, **given, **dict.fromkeys(options, value), backend=backend)
+            for value in (half, 0.5)
+        )
+        torch.testing.assert_close(found.returns, wanted.returns)
+
+
+@each_backend
 def test_no_gradient_goes_through(backend):
     """A function of the registry may be called as it is, with a critic's values that are in training."""
     x, mask = torch.randn(3, 4), torch.ones(3, 4)

@@ -28,6 +28,8 @@ def policy(log_prob=((0.0, 0.0),), advantages=((1.0, 1.0),), mask=((1, 1),), **o
         ({"clip_ratio_c": 0.5}, r"ppo_clip: clip_ratio_c is 0.5, expected a number in \[1, inf\]"),
         ({"clip_ratio": 0.2}, "ppo_clip has no option 'clip_ratio'. Did you mean 'clip_ratio_c'?"),
         ({"global_batch_info": {"dp_sizes": 2}}, "a key of global_batch_info is 'dp_sizes', .* Did you mean 'dp_size'?"),
+        ({"global_batch_info": 3}, "aggregate: global_batch_info is 3, expected numbers by name: dp_size, batch_num_tokens"),
+        ({"global_batch_info": {"dp_size": "3"}}, "aggregate: dp_size is '3', expected a number"),
         ({"global_batch_info": {"dp_size": 2}}, "'token-mean' with dp_size=2 needs batch_num_tokens, over all ranks"),
         (
             {"global_batch_info": {"dp_size": 2}, "loss_agg_mode": "seq-mean-token-sum"},

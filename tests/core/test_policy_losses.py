@@ -629,8 +629,11 @@ def test_the_mean_of_a_response_without_valid_tokens_is_0():
         ("clip_cov", {"clip_ratio_low": 2}, r"clip_cov: clip_ratio_low is 2, expected a number in \[0, 1\]"),
         ("clip_cov", {"clip_ratio_high": -2}, r"clip_cov: clip_ratio_high is -2, expected a number in \[0, inf\]"),
         ("clip_cov", {"clip_cov_ub": 0.5}, r"clip_cov: clip_cov_ub is 0.5, expected a number in \[1, inf\]"),
+        ("clip_cov", {"clip_cov_lb": "1"}, "clip_cov: clip_cov_lb is '1', expected a number"),
+        ("clip_cov", {"generator": 0}, r"clip_cov: generator is 0, expected a torch.Generator: torch.Generator\(\).man"),
         ("kl_cov", {"kl_cov_ratio": -1}, r"kl_cov: kl_cov_ratio is -1, expected a number in \[0, 1\]"),
         ("kl_cov", {"ppo_kl_coef": -1}, r"kl_cov: ppo_kl_coef is -1, expected a number in \[0, inf\]"),
+        ("gspo", {"x": 1}, "gspo has no option 'x'. Its options: .*global_batch_info=None.*; optional inputs: rollout_is_weights"),
         ("gspo", {"token_levels": True}, "gspo has no option 'token_levels'. Did you mean 'token_level'?"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from rl_estimators.errors import (
     InputError,
     UnknownNameError,
 )
-from rl_estimators.registry import ADV_ESTIMATORS, Registry
+from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, Registry
 
 
 @pytest.fixture
@@ -136,6 +136,53 @@ class TestNames:
         with pytest.raises(UnknownNameError, match=message):
             rl_estimators.get_adv_est("gpro")
 
+    @pytest.mark.parametrize(
+        ("run", "name", "message"),
+        [
+            ("estimate", None, "an advantage estimator is named by a string, not None"),
+            ("estimate", ["grpo"], r"an advantage estimator is named by a string, not \['grpo'\]"),
+            ("policy_loss", 3, "a policy loss is named by a string, not 3"),
+            ("estimate", "GRPO", r"no advantage estimator is named 'GRPO'. Did you mean 'grpo'\? Known"),
+            ("estimate", "PPO", r"Did you mean 'gae'\? Known"),
+            ("estimate", "reinforce++", r"Did you mean 'reinforce_pp'\? Known"),
+            (
+                "estimate",
+                "PPO_clip",
+                r"'PPO_clip'. 'ppo_clip' is a policy loss: policy_loss\('ppo_clip', ...\). Known",
+            ),
+            ("policy_loss", "vanilla", r"no policy loss is named 'vanilla'. Did you mean 'ppo_clip'\? Known"),
+            (
+                "policy_loss",
+                "grpo",
+                r"Did you mean 'ppo_clip'\? 'grpo' is an advantage estimator: estimate\('grpo', ...\). Known",
+            ),
+            ("policy_loss", "mse", r"named 'mse'. 'mse' is a value loss: value_loss\('mse', ...\). Known"),
+            ("value_loss", "Huber", r"no value loss is named 'Huber'. Did you mean 'huber'\? Known"),
+        ],
+    )
+    def test_what_may_have_been_meant(self, run, name, message):
+        zero = torch.zeros(1, 1)
+        inputs = {
+            "estimate": ("token_level_rewards",),
+            "policy_loss": ("old_log_prob", "log_prob", "advantages"),
+            "value_loss": ("vpreds", "values", "returns"),
+        }[run]
+        with pytest.raises(UnknownNameError, match=message):
+            getattr(rl_estimators, run)(name, **dict.fromkeys((*inputs, "response_mask"), zero))
+
+    @pytest.mark.parametrize("known", [ADV_ESTIMATORS, POLICY_LOSSES], ids=lambda known: known.call)
+    def test_names_elsewhere_lead_to_names_here(self, known):
+        assert {*known.elsewhere.values()} <= {*known.names()}
+        assert not {*known.elsewhere} & {*known.names()}
+
+    @pytest.mark.verl
+    @pytest.mark.filterwarnings("ignore")
+    def test_names_elsewhere_are_verls(self):
+        """But for those of papers, and of TRL's losses."""
+        core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+        assert {*ADV_ESTIMATORS.elsewhere} - {*core_algos.ADV_ESTIMATOR_REGISTRY} == {"ppo", "reinforce++"}
+        assert {*POLICY_LOSSES.elsewhere} - {*core_algos.POLICY_LOSS_REGISTRY} == {"ppo", "grpo", "dapo"}
+
     def test_duplicate(self, registry):
         def first(token_level_rewards): ...
         def second(token_level_rewards): ...
@@ -186,11 +233,12 @@ class TestInputs:
             ("grpo", {"index": torch.zeros(2)}, "grpo: index has dtype torch.float32, expected integers"),
             ("grpo", {"index": np.zeros(2)}, "grpo: index has dtype float64, expected strings or integers"),
             ("grpo", {"index": torch.zeros(2, 1).long()}, r"grpo: index has shape \(2, 1\), expected \(B,\)"),
-            ("grpo", {"index": "qq"}, "grpo: index is a str, expected a torch.Tensor, a numpy array or a list"),
+            ("grpo", {"index": "qq"}, "grpo: index has type str, expected a torch.Tensor, a numpy array or a list"),
             ("gae", {"values": torch.zeros(2, 3)}, "gae: values has T=3, but token_level_rewards has T=2"),
             ("gae", {"values": torch.zeros(2)}, r"gae: values has shape \(2,\), expected \(B, T\)"),
             ("gae", {"values": torch.zeros(2, 2).long()}, "gae: values has dtype torch.int64, expected a floating dtype"),
-            ("gae", {"values": [[0, 0]]}, "gae: values is a list, expected a torch.Tensor"),
+            ("gae", {"values": [[0, 0]]}, "gae: values has type list, expected a torch.Tensor"),
+            ("gae", {"values": np.zeros((2, 2))}, "gae: values has type ndarray, expected a torch.Tensor"),
             (
                 "gae",
                 {"response_mask": torch.full((2, 2), 0.5), "values": torch.zeros(2, 2)},
@@ -200,6 +248,9 @@ class TestInputs:
             ("grpo", {"epsilon": -1.0}, r"grpo: epsilon is -1.0, expected a number in \[0, inf\]"),
             ("grpo", {"singleton": "zer"}, "singleton is 'zer', expected one of zero, raw. Did you mean 'zero'?"),
             ("reinforce_pp", {"gamma": 1.5}, r"reinforce_pp: gamma is 1.5, expected a number in \[0, 1\]"),
+            ("grpo", {"masked_reward": "carry"}, r"no option 'masked_reward'. Did you mean 'masked_rewards'\?"),
+            ("grpo", {"backends": "torch"}, r"grpo has no option 'backends'. Did you mean 'backend'\?"),
+            ("gae", {"values": torch.zeros(2, 2), "x": 1}, "Its options: .*; optional inputs: truncated, bootstrap_values."),
             ("gae", {"values": torch.zeros(2, 2), "lam": -0.1}, r"gae: lam is -0.1, expected a number in \[0, 1\]"),
         ],
     )  # fmt: skip
@@ -260,6 +311,24 @@ class TestInputs:
             DefinitionError, match=r"value loss 'mine' returned Tensor, expected \(loss, metrics\)"
         ):
             rl_estimators.value_loss("mine", vpreds=zero, values=zero, returns=zero, response_mask=zero)
+
+    @pytest.mark.parametrize(
+        ("result", "found"),
+        [
+            (torch.zeros(2, 2), r"shape \(2, 2\)"),
+            (torch.zeros(1), r"shape \(1,\)"),
+            (0.5, "type float"),
+        ],
+    )
+    def test_a_loss_is_one_number(self, monkeypatch, result, found):
+        monkeypatch.setattr(POLICY_LOSSES, "_specs", dict(POLICY_LOSSES._specs))
+        rl_estimators.register_policy_loss("mine")(lambda log_prob, loss_agg_mode="token-mean": (result, {}))
+        names = ("old_log_prob", "log_prob", "advantages", "response_mask")
+        with pytest.raises(
+            DefinitionError,
+            match=f"policy loss 'mine' returned a loss of {found}, expected a 0-dim tensor",
+        ):
+            rl_estimators.policy_loss("mine", **dict.fromkeys(names, torch.zeros(2, 2)))
 
 
 def offered(monkeypatch, tmp_path, **values):
@@ -340,10 +409,26 @@ class TestWhatOthersRegister:
 
         registry.register(Name.MINE)(lambda token_level_rewards: None)
         assert registry.names() == ["mine"]
+        assert registry.spec(Name.MINE).name == "mine"
+
+    def test_an_enum_is_a_name(self):
+        """In messages, too: it stands for its value."""
+        from enum import Enum
+
+        class Name(Enum):
+            GRPO = "grpo"
+
+        assert torch.equal(
+            rl_estimators.estimate(Name.GRPO, **batch()).returns,
+            rl_estimators.estimate("grpo", **batch()).returns,
+        )
+        with pytest.raises(InputError, match=r"^grpo: masked_rewards is 'x', expected one of drop, carry"):
+            rl_estimators.estimate(Name.GRPO, **batch(), masked_rewards="x")
 
     def test_the_decorator_without_its_name(self, registry):
         with pytest.raises(
-            DefinitionError, match=r'registered by name, @register\("name"\), not as <function'
+            DefinitionError,
+            match=r'^an advantage estimator is registered by name, @register\("name"\), not as <function',
         ):
             registry.register(lambda token_level_rewards: None)
 
@@ -402,6 +487,12 @@ class TestWhatOthersRegister:
         ("grpo", {"norm_by_std": "false"}, "grpo: norm_by_std is 'false', expected True or False"),
         ("grpo", {"epsilon": None}, "grpo: epsilon is None, expected a value; leave it out for the default"),
         ("reinforce_pp", {"gamma": "0.9"}, "reinforce_pp: gamma is '0.9', expected a number"),
+        (
+            "reinforce_pp",
+            {"gamma": torch.tensor([0.5, 0.5])},
+            r"gamma is tensor\(\[0.5000, 0.5000\]\), expected a number",
+        ),
+        ("reinforce_pp", {"gamma": torch.tensor(0.5j)}, "reinforce_pp: gamma is tensor.*, expected a number"),
         ("reinforce_pp", {"config": {"gamma": 0.5}}, "reinforce_pp takes no config; its options: gamma=1.0"),
         (
             "grpo",

@@ -139,9 +139,19 @@ def test_in_reward_keeps_float64_if_any_is():
     assert kl_in_reward(ones.bfloat16(), ones.bfloat16(), ones.bfloat16(), ones, 0.1).dtype == torch.float32
 
 
-def test_negative_beta():
-    with pytest.raises(InputError, match=r"kl_in_reward: beta is -0.1, expected a number in \[0, inf\]"):
-        kl_in_reward(LOG_PROB, LOG_PROB, REF, torch.ones(1, 3), -0.1)
+@pytest.mark.parametrize(
+    ("beta", "message"),
+    [
+        (-0.1, r"kl_in_reward: beta is -0.1, expected a number in \[0, inf\]"),
+        (
+            FixedKLController(0.1),
+            r"beta is FixedKLController\(value=0.1\), expected a number; pass its .value",
+        ),
+    ],
+)
+def test_odd_betas_are_refused(beta, message):
+    with pytest.raises(InputError, match=message):
+        kl_in_reward(LOG_PROB, LOG_PROB, REF, torch.ones(1, 3), beta)
 
 
 # ---- the controllers
@@ -187,6 +197,7 @@ def test_a_loop_with_the_controller_finds_the_target():
         (lambda: AdaptiveKLController(value=-1.0), "AdaptiveKLController: value is -1.0, expected a number in"),
         (lambda: AdaptiveKLController(target=0.0), "target is 0.0, expected a number above 0"),
         (lambda: AdaptiveKLController(target=NAN), "target is nan, expected a number above 0"),
+        (lambda: AdaptiveKLController(target="0.1"), "AdaptiveKLController: target is '0.1', expected a number"),
         (lambda: AdaptiveKLController(horizon=0), "horizon is 0, expected a number above 0"),
         (lambda: AdaptiveKLController().update(NAN, 1), "current_kl is nan; leave out responses whose"),
     ],
@@ -230,6 +241,14 @@ def test_overlong_with_nothing_but_buffer():
 def test_overlong_out_of_range(limit, buffer, message):
     with pytest.raises(InputError, match=message):
         shaping.overlong_penalty(torch.tensor([1]), limit, buffer)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], torch.tensor([1, 2]).numpy()])
+def test_overlong_wants_a_tensor(lengths):
+    kind = type(lengths).__name__
+    message = f"overlong_penalty: lengths has type {kind}, expected a torch.Tensor"
+    with pytest.raises(InputError, match=message):
+        shaping.overlong_penalty(lengths, 10, 5)
 
 
 # ---- verl and TRL

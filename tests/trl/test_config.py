@@ -207,6 +207,10 @@ def made(cls=EstimatorConfig, **fields):
             "EstimatorConfig: kl_target is -0.1, expected a number above 0",
         ),
         (
+            {"kl_in_reward": True, "beta": 0.1, "kl_target": "0.1"},
+            "EstimatorConfig: kl_target is '0.1', expected a number",
+        ),
+        (
             {"critic": "shared", "critic_micro_batch_size": 4},
             "critic='shared' reads the policy's own forward pass, so critic_micro_batch_size=4 would set nothing",
         ),

@@ -22,6 +22,7 @@ from rl_estimators.trl.functions import find  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "trl"
+NEEDED = ["--model_name_or_path", "m", "--dataset_name", "d", "--use_cpu"]
 REWARDS = f"{ROOT / 'examples' / 'digit_sort' / 'reward.py'}:digits_in_place"
 FUNCTIONS = """
 def length(completions, **kwargs):
@@ -121,15 +122,15 @@ def test_the_command_line_wins_over_the_file(folder):
         "trainer: ppo\nlearning-rate: 1e-3\nbeta: 0.5\nlam: 0.3\nreward_funcs: mine.length\n"
         "adv_estimator_kwargs: {whiten: false}\nenv: {RLE_TEST_OF_THE_CLI: 7}\n"
     )
-    given = parse(["--beta=0.25", "--config", "c.yaml", "--reward-funcs", "a.b", "c.d", "--use_cpu"])
+    given = parse(["--beta=0.25", "--config", "c.yaml", "--reward-funcs", "a.b", "c.d", *NEEDED])
     assert given.trainer is TRAINERS["ppo"]
     assert type(given.config) is TRAINERS["ppo"].config_class
     assert (given.config.learning_rate, given.config.beta, given.config.lam) == (1e-3, 0.25, 0.3)
     assert given.config.adv_estimator_kwargs == {"whiten": False}
     assert given.script.reward_funcs == ["a.b", "c.d"]
-    assert parse(["--config=c.yaml", "--use_cpu"]).script.reward_funcs == ["mine.length"]
+    assert parse(["--config=c.yaml", *NEEDED]).script.reward_funcs == ["mine.length"]
     assert parse(["--config", "c.yaml", "--trainer", "remax", "--lam", "none", "--adv_estimator_kwargs", "{}",
-                  "--use_cpu"]).trainer is TRAINERS["remax"]  # fmt: skip
+                  *NEEDED]).trainer is TRAINERS["remax"]  # fmt: skip
     import os
 
     assert os.environ.pop("RLE_TEST_OF_THE_CLI") == "7"
@@ -137,7 +138,7 @@ def test_the_command_line_wins_over_the_file(folder):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_every_trainer_by_name(name):
-    given = parse(["--trainer", name, "--use_cpu"])
+    given = parse(["--trainer", name, "--reward_funcs", "a.b", *NEEDED])
     assert given.config == TRAINERS[name].config_class(use_cpu=True)
 
 
@@ -241,10 +242,14 @@ def test_help_has_ours_and_trls(capsys):
         (["--config", "env.yaml"], "env in env.yaml is 'A', expected variables by name"),
         (["--learning_rat", "1"], "'--learning_rat' on the command line is not a setting. Did you mean 'learning_rate'"),
         (["--train", "remax"], "'--train' on the command line is not a setting"),  # no abbreviations
+        (["ppo"], "'ppo' on the command line is not a setting. A trainer is named with --trainer ppo."),
         (["--beta", "0.1", "word"], "'word' on the command line is not a setting"),
         (["--external_modules", "rle_nowhere.x"], "external_modules: no module 'rle_nowhere', looked from"),
         (["--adv_estimator", "gea"], "adv_estimator='gea': no advantage estimator is named 'gea'"),
-        (["--kl_in_reward"], "kl_in_reward=True with beta=0 charges nothing"),
+        (["--adv_estimator", "PPO"], r"adv_estimator='PPO': no advantage .* Did you mean 'gae'\?"),
+        (["--policy_loss", "vanilla"], r"policy_loss='vanilla': no policy loss .* Did you mean 'ppo_clip'\?"),
+        (["--value_loss", "mes"], r"value_loss='mes': no value loss .* Did you mean 'mse'\?"),
+        (["--reward_funcs", "a.b", *NEEDED, "--kl_in_reward"], "kl_in_reward=True with beta=0 charges nothing"),
     ],
 )  # fmt: skip
 def test_arguments(folder, capsys, arguments, message):
@@ -276,6 +281,25 @@ def test_what_a_run_needs(words, capsys, setting, value, message):
     else:
         words += [f"--{setting}", value]
     assert message in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "model_name_or_path is not set"),
+        (["--adv_estimator", "gpro"], r"Did you mean 'grpo'\?"),
+    ],
+)
+def test_what_is_missing_comes_before_what_the_machine_lacks(folder, capsys, monkeypatch, words, message):
+    import re
+
+    from trl import GRPOConfig
+
+    def no_gpu(self):
+        raise ValueError("Your setup doesn't support bf16/gpu.")
+
+    monkeypatch.setattr(GRPOConfig, "__post_init__", no_gpu)
+    assert re.search(message, refused(["train", *words], capsys))
 
 
 def test_data_without_prompts(words, folder, capsys):

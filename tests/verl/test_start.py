@@ -247,7 +247,7 @@ class TestWhatIsNotOurs:
         )
         assert "loss_mode=my_loss: no such policy loss." in said[1]
 
-    @pytest.mark.parametrize("name", ["grop", "rle_mine", "reinforcepp"])
+    @pytest.mark.parametrize("name", ["grop", "rle_nobodys", "reinforcepp"])
     def test_a_slip_in_a_name_of_ours(self, compose, name):
         with pytest.raises(UnknownNameError, match=f"adv_estimator={name}: no such estimator"):
             need_critic(compose(f"algorithm.adv_estimator={name}"))
