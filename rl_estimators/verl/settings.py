@@ -29,6 +29,7 @@ __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
 _MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
 _TARGET = "actor_rollout_ref.actor.policy_loss._target_"
 _ENVIRONMENT = "ray_kwargs.ray_init.runtime_env.env_vars"
+_VARIABLES = ("RL_ESTIMATORS_BACKEND", "RL_ESTIMATORS_DISABLE_PATCHES", "RL_ESTIMATORS_STRICT")
 _STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
 _STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
 _OUR_TARGET = "rl_estimators.verl.actor_config.PolicyLossConfig"
@@ -135,7 +136,7 @@ def _put_environment(config: Any) -> None:
     """Our variables on the list that verl hands to Ray: a cluster that was there before does not have this process's."""
     from omegaconf import OmegaConf
 
-    ours = {name: value for name, value in os.environ.items() if name.startswith("RL_ESTIMATORS_")}
+    ours = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if ours and config.get("ray_kwargs") is not None:
         given = OmegaConf.select(config, _ENVIRONMENT) or {}
         OmegaConf.update(config, _ENVIRONMENT, {**ours, **given}, force_add=True)
