@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.losses import Term, loss_sums
+from rl_estimators.backends.losses import Term, divided, loss_sums
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_number
 from rl_estimators.masked import select
@@ -55,9 +55,7 @@ def aggregate(
         InputError: an unknown mode or key, a value that is no number, or ``dp_size`` > 1 without the global count it needs.
     """
     sums = torch.where(mask, losses, 0).sum(-1)
-    by_row, whole = _divisors(mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info)
-    total: Tensor = (sums if by_row is None else sums / by_row).sum() / whole
-    return total
+    return divided(sums, *_divisors(mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info))
 
 
 def _divisors(

@@ -24,6 +24,7 @@ __all__ = [
     "check_choice",
     "check_ddof",
     "check_number",
+    "check_positive",
     "check_range",
     "is_number",
 ]
@@ -191,6 +192,18 @@ def check_range(owner: str, low: float = 0.0, high: float = float("inf"), **opti
             check_number(owner, **{name: value})
         if not low <= value <= high:
             raise InputError(f"{owner}: {name} is {value!r}, expected a number in [{low:g}, {high:g}]")
+
+
+def check_positive(owner: str, **options: Any) -> None:
+    """Refuse an option that is not above 0.
+
+    Raises:
+        InputError: it is no number, or not above 0; names the option and its value.
+    """
+    check_number(owner, **options)
+    for name, value in options.items():
+        if not value > 0:
+            raise InputError(f"{owner}: {name} is {value!r}, expected a number above 0")
 
 
 def check_ddof(owner: str, ddof: object) -> None:

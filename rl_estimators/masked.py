@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators import backends
-from rl_estimators.backends.rows import double_sum
+from rl_estimators.backends.rows import double_sum, widest
 from rl_estimators.errors import InputError
 from rl_estimators.fields import as_index
 from rl_estimators.metrics import count
@@ -179,7 +179,7 @@ def exact_sum(x: Tensor) -> Tensor:
     """
     if x.dtype == torch.float64:
         return double_sum(x)
-    return x.sum(-1) if x.device.type == "mps" else x.double().sum(-1).to(x.dtype)  # mps has no fp64
+    return x.to(widest(x.device)).sum(-1).to(x.dtype)
 
 
 def to_tokens(x: Tensor, mask: Tensor, read: backends.Rows | None = None) -> Tensor:
@@ -277,9 +277,7 @@ def group_moments(
         singleton: As in :func:`group_centred`.
     """
     centred = group_centred(x, ids, rows)
-    wide = (
-        centred if x.device.type == "mps" else centred.double()
-    )  # fp32 does not hold the squares of 1e20 and 1e-25
+    wide = centred.to(widest(x.device))  # fp32 does not hold the squares of 1e20 and 1e-25
     size = group_sum(rows.to(wide.dtype), ids)
     std = (group_sum(wide.square(), ids) / (size - ddof).clamp(min=1)).sqrt().to(x.dtype)
     if singleton == "raw":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check, check_choice, check_number, check_range
+from rl_estimators.fields import check, check_choice, check_positive, check_range
 from rl_estimators.masked import as_mask, select
 
 __all__ = [
@@ -152,10 +152,7 @@ class AdaptiveKLController:
 
     def __post_init__(self) -> None:
         check_range("AdaptiveKLController", value=self.value)
-        for name, number in (("target", self.target), ("horizon", self.horizon)):
-            check_number("AdaptiveKLController", **{name: number})
-            if not number > 0:
-                raise InputError(f"AdaptiveKLController: {name} is {number!r}, expected a number above 0")
+        check_positive("AdaptiveKLController", target=self.target, horizon=self.horizon)
 
     def update(self, current_kl: float, n_steps: int) -> None:
         """Move the coefficient after a batch.

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rl_estimators import masked
 from rl_estimators.errors import InputError
-from rl_estimators.metrics import count
 from rl_estimators.scan import next_valid
 
 __all__ = ["Steps", "read_last", "read_steps", "td_errors"]
@@ -56,15 +55,14 @@ def read_steps(
         InputError: one of the last two without the other.
     """
     last = read_last(owner, truncated, bootstrap_values)
-    others = (values,) if last is None else (values, last)
-    rewards, mask, rows = masked.valid(token_level_rewards, response_mask, *others)
-    old = masked.select(values, masked.as_mask(response_mask), rewards).nan_to_num(0.0, 0.0, 0.0)
+    valid = masked.as_mask(response_mask)
+    old = masked.select(values, valid, token_level_rewards, *(() if last is None else (last,)))
+    given = masked.select(token_level_rewards, valid, old)
     # no advantage is larger than this sum, in which each value stands twice, before a step and after one
-    largest = masked.exact_sum(rewards.abs() + 2 * torch.where(mask, old, 0).abs())
-    fits = torch.isfinite(largest if last is None else largest + last.abs())
-    count("excluded_responses", lambda: (rows & ~fits).sum())
-    mask = mask & fits[:, None]
-    return Steps(torch.where(mask, rewards, 0), old, mask, last)
+    largest = masked.exact_sum(given.abs() + 2 * old.abs())
+    largest = largest if last is None else largest + last.abs()
+    rewards, mask, _ = masked.valid(token_level_rewards, response_mask, largest)
+    return Steps(rewards, old.nan_to_num(0.0, 0.0, 0.0), mask, last)
 
 
 def read_last(owner: str, truncated: Tensor | None, bootstrap_values: Tensor | None) -> Tensor | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from rl_estimators.backends import torch_rows
 from rl_estimators.backends.choose import backend_for, use_backend
 from rl_estimators.backends.memory import empty
-from rl_estimators.backends.rows import Number, Rows, Scan, work_dtype
+from rl_estimators.backends.rows import Number, Rows, Scan, widest, work_dtype
 from rl_estimators.errors import InputError
 from rl_estimators.metrics import count
 
@@ -265,6 +265,6 @@ def _kernel(name: str, x: Tensor) -> Callable[..., Any]:
 def _nothing(x: Tensor, *others: Tensor | None) -> Scan:
     """The answer where there are no rows, or no tokens in them."""
     zeros = x.new_zeros(x.shape, dtype=work_dtype(x, *others))
-    row = x.new_zeros(len(x), dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+    row = x.new_zeros(len(x), dtype=widest(x.device))
     number = torch.zeros_like(row, dtype=torch.long)
     return Scan(zeros, zeros, Rows(number > 0, number, row, row, row, number))

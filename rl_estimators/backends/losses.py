@@ -16,7 +16,7 @@ from rl_estimators.backends.rows import blocks, take, work_dtype
 from rl_estimators.backends.torch_blocks import Scratch, as_bool, block_elements, cut, mask_bits, valid_number
 from rl_estimators.errors import InputError
 
-__all__ = ["Divisors", "Term", "loss_sums"]
+__all__ = ["Divisors", "Term", "divided", "loss_sums"]
 
 # From the mask of a block of rows, the trained numbers and each other input, all 0 off the mask, to the losses, their
 # slopes and whatever else is to be added up; each ``(R, T)`` and 0 off the mask. It may write into what it gets, but
@@ -42,6 +42,11 @@ def loss_sums(
     """
     found: tuple[Tensor, ...] = _LossSums.apply(trained, mask, term, divisors, *others)  # type: ignore[no-untyped-call]
     return found
+
+
+def divided(sums: Tensor, by_row: Tensor | None, by_all: Tensor | float) -> Tensor:
+    """The loss, 0-dim, from each row's sum and what :data:`Divisors` gives."""
+    return (sums if by_row is None else sums / by_row).sum() / by_all
 
 
 def _row_sum(x: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class _LossSums(torch.autograd.Function):
             some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True)
         )
         by_row, by_all = divisors(number)
-        loss = (sums if by_row is None else sums / by_row).sum() / by_all
+        loss = divided(sums, by_row, by_all)
         ctx.dtype, ctx.others, ctx.divisors = trained.dtype, len(others), (by_row, by_all)
         ctx.save_for_backward(*(() if slope is None else (slope,)))
         ctx.mark_non_differentiable(number, *more)

@@ -244,9 +244,10 @@ def standardise(
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.scores`."""
-    dtype, stats = work_dtype(rewards), _Table(len(rewards))
+    dtype = work_dtype(rewards)
     if dtype == torch.float64:  # whose sums take two halves of each number, and hardly anybody trains in it
         return torch_rows.scores(rewards, mask)
+    stats = _Table(len(rewards))
     _over_rows(
         rewards.shape,
         lambda some: numba_sums.score_rows(

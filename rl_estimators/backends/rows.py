@@ -18,6 +18,7 @@ __all__ = [
     "double_sum",
     "inverse_std",
     "take",
+    "widest",
     "work_dtype",
 ]
 
@@ -66,6 +67,11 @@ def work_dtype(*tensors: Tensor | None) -> torch.dtype:
         if x is not None and x.dtype == torch.float64:
             return torch.float64
     return torch.float32
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:

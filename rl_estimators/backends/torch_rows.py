@@ -24,6 +24,7 @@ from rl_estimators.backends.rows import (
     double_sum,
     inverse_std,
     take,
+    widest,
     work_dtype,
 )
 from rl_estimators.backends.torch_blocks import (
@@ -90,7 +91,7 @@ def _rows(
 
     ``bits`` are those of the mask, where somebody has them.
     """
-    wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no fp64
+    wide = widest(x.device)
     found = []
     for here in _pieces(x.shape[1]):
         part = _columns(x, here)
@@ -336,7 +337,7 @@ def _exact_sum(x: Tensor, scratch: Scratch) -> Tensor:
     if x.dtype == torch.float64:
         return double_sum(x)
     if x.device.type != "cpu":
-        return x.sum(-1, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+        return x.sum(-1, dtype=widest(x.device))
     # on the CPU sum(dtype=) makes a copy in memory of its own
     parts = (_columns(x, here) for here in _pieces(x.shape[1]))
     sums = [scratch("wide", part.shape, torch.float64).copy_(part).sum(-1) for part in parts]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rl_estimators.backends import torch_rows
+from rl_estimators.backends.rows import widest
 from rl_estimators.diagnostics.groups import score_numbers
-from rl_estimators.diagnostics.tokens import Tokens, mean_difference, parts, read, valid_tokens, wide
+from rl_estimators.diagnostics.tokens import Tokens, mean_difference, parts, read, valid_tokens
 from rl_estimators.diagnostics.updates import (
     add_sums,
     policy_numbers,
@@ -104,7 +105,7 @@ def diagnose(
 def _scores(rewards: Tensor, mask: Tensor) -> Tensor:
     """``(B,)`` each response's sum, NaN or infinite where it has no usable one."""
     if not rewards.numel():
-        return rewards.new_zeros(len(rewards), dtype=wide(rewards.device))
+        return rewards.new_zeros(len(rewards), dtype=widest(rewards.device))
     found = torch_rows.scores(rewards, mask)
     return torch.where(found.counts | ~found.written, found.total, torch.nan)
 
@@ -128,7 +129,7 @@ def measure(given: Mapping[str, Any], clean: bool = False) -> dict[str, Tensor]:
         number = valid_tokens(mask)
     written = sound = number > 0
     if scores is not None:
-        scores = scores.to(wide(scores.device))
+        scores = scores.to(widest(scores.device))
         sound = written & scores.isfinite()
         found |= score_numbers(scores, sound, ids) | {"excluded_responses": (written & ~sound).sum()}
     if truncated is not None:
@@ -163,9 +164,7 @@ def loggable(found: Mapping[str, Tensor]) -> dict[str, float]:
     """The numbers as floats, without those that are not finite; one copy from the device."""
     if not found:
         return {}
-    numbers = torch.stack(
-        [x.double() if x.device.type != "mps" else x.float() for x in found.values()]
-    ).tolist()
+    numbers = torch.stack([x.to(widest(x.device)) for x in found.values()]).tolist()
     return {name: number for name, number in zip(found, numbers, strict=True) if math.isfinite(number)}
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import blocks
+from rl_estimators.backends.rows import blocks, widest
 from rl_estimators.backends.torch_blocks import block_elements
 
-__all__ = ["Tokens", "mean_difference", "parts", "read", "valid_tokens", "wide"]
+__all__ = ["Tokens", "mean_difference", "parts", "read", "valid_tokens"]
 
 _STEEP = 10  # a squared mean so many times the variance leaves some three digits of it: fp32 sums of long rows have four
 
@@ -37,11 +37,6 @@ class Tokens(NamedTuple):
     nonzero: Tensor
     low: Tensor
     high: Tensor
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """fp64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def read(advantages: Tensor, mask: Tensor, clean: bool = False) -> Tokens:
@@ -69,13 +64,13 @@ def parts(mask: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def valid_tokens(mask: Tensor) -> Tensor:
     """``(B,)`` how many there are in each row; bools are added up as bytes, three times as fast."""
     if mask.is_floating_point():  # half precision has no 257
-        return mask.sum(-1, dtype=wide(mask.device))
+        return mask.sum(-1, dtype=widest(mask.device))
     return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).sum(-1)
 
 
 def mean_difference(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     """0-dim, the mean over valid tokens of the one less the other; NaN without tokens."""
-    dtype = wide(mask.device)
+    dtype = widest(mask.device)
     total = number = torch.zeros((), dtype=dtype, device=mask.device)
     for on, one, other in parts(mask, first, second):
         weights = on.to(torch.float32)
@@ -101,7 +96,7 @@ def _multiplied(mask: Tensor, x: Tensor, clean: bool) -> Tokens:
 
 def _selected(mask: Tensor, x: Tensor) -> Tokens:
     """A block with exact selection and fp64 sums."""
-    on, x = mask != 0, x.to(wide(x.device))
+    on, x = mask != 0, x.to(widest(x.device))
     kept = torch.where(on, x, 0)
     low, high = x.new_tensor(torch.inf), x.new_tensor(-torch.inf)
     if x.numel():
@@ -111,7 +106,7 @@ def _selected(mask: Tensor, x: Tensor) -> Tokens:
 
 def _joined(found: list[Tokens]) -> Tokens:
     """One for all blocks, in fp64."""
-    dtype = wide(found[0].number.device)
+    dtype = widest(found[0].number.device)
     number, total, squares, nonzero, low, high = zip(*found, strict=True)
     return Tokens(
         torch.cat(number).to(dtype),

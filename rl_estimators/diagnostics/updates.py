@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rl_estimators.diagnostics.tokens import wide
+from rl_estimators.backends.rows import widest
 from rl_estimators.masked import as_mask
 from rl_estimators.policy_losses.ratio import MAX_LOG_RATIO
 
@@ -31,7 +31,7 @@ def policy_sums(
         response_mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         ref_log_prob: ``(B, T)`` under the reference model.
     """
-    mask, dtype = as_mask(response_mask), wide(log_prob.device)
+    mask, dtype = as_mask(response_mask), widest(log_prob.device)
     old = torch.where(mask, old_log_probs, 0).to(dtype)
     log_ratio = torch.where(mask, log_prob, 0).to(dtype) - old
     apart = torch.expm1(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
@@ -84,7 +84,7 @@ def value_sums(
         vpreds: ``(B, T)`` values in training.
         cliprange_value: Of the clipped value loss; None with another one.
     """
-    mask, dtype = as_mask(response_mask), wide(values.device)
+    mask, dtype = as_mask(response_mask), widest(values.device)
     old, target = (torch.where(mask, x, 0).to(dtype) for x in (values, returns))
     found = {
         "value_tokens": mask.sum().to(dtype),

@@ -92,9 +92,10 @@ def grpo(
         return Estimate(advantages, advantages)
     moments = masked.group_moments(scores, ids, rows, ddof, singleton)
     if std_over == "batch":
-        of_all = masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std
-        raw = masked.alone(ids, rows) if singleton == "raw" else torch.zeros_like(rows)
-        moments = moments._replace(std=torch.where(raw, moments.std, of_all))
+        std = masked.group_moments(scores, torch.zeros_like(ids), rows, ddof).std
+        if singleton == "raw":  # a group of one has its raw score over 1
+            std = torch.where(masked.alone(ids, rows), moments.std, std)
+        moments = moments._replace(std=std)
     numbers = masked.over_std(moments, epsilon) if norm_by_std else moments.centred
     advantages = masked.to_tokens(numbers, response_mask, read)  # 0 in a response that does not count
     return Estimate(advantages, advantages)

@@ -41,7 +41,8 @@ def ppo_clip(
         L = \max(-\rho A, \; -\mathrm{clip}(\rho, 1 - \epsilon_{low}, 1 + \epsilon_{high}) A)
 
     and with dual clip :math:`L = \min(L, -cA)` where A < 0. The log-ratio is clamped to [-20, 20], as in verl, so
-    that no ratio overflows; the metric ``ppo_kl`` has it as it is, where verl clamps that, too. Unlike verl's default of 3, ``clip_ratio_c`` is None: PPO has no dual clip.
+    that no ratio overflows; the metric ``ppo_kl`` has it as it is, where verl clamps that, too. Unlike verl's default
+    of 3, ``clip_ratio_c`` is None: PPO has no dual clip.
     PPO's mean is over time steps, DAPO's over the tokens of the group: ``token-mean``, the default. GRPO's (DeepSeekMath,
     eq. 3) is over each response's tokens and then over responses: ``seq-mean-token-mean``; Dr. GRPO's sums tokens
     and divides by a constant length: ``seq-mean-token-sum-norm``.

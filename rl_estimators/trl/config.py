@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from rl_estimators import aggregation, shaping
 from rl_estimators.errors import InputError
-from rl_estimators.fields import check_choice, check_number, check_range
+from rl_estimators.fields import check_choice, check_positive, check_range
 from rl_estimators.registry import ADV_ESTIMATORS, POLICY_LOSSES, VALUE_LOSSES, Spec
 from rl_estimators.trl.one_generation import accepting_one_generation
 from rl_estimators.trl.options import Options, changed, look_up
@@ -343,11 +343,8 @@ class EstimatorConfig(GRPOConfig):
                 )
         for name in ("kl_target", "kl_horizon"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            check_number(type(self).__name__, **{name: value})
-            if not value > 0:
-                raise InputError(f"{type(self).__name__}: {name} is {value!r}, expected a number above 0")
+            if value is not None:
+                check_positive(type(self).__name__, **{name: value})
         if self.kl_in_reward and changed(self, ["use_bias_correction_kl"]):
             raise InputError(
                 f"use_bias_correction_kl={self.use_bias_correction_kl} with kl_in_reward=True: it corrects the KL "

@@ -82,10 +82,11 @@ class Options:
         """
         spec, weights = self._spec, self.found.get("weights")
         try:
-            spec.options_from(self.found)
             if spec.is_ours:
                 rewards = len(weights) if isinstance(weights, (list, tuple)) else 1
                 try_out(spec, [*spec.required, *spec.optional], self.found, rewards)
+            else:
+                spec.options_from(self.found)
         except InputError as error:
             raise InputError(f"{self._key}={self._spec.name!r} with {self._key}_kwargs: {error}") from None
         return self.found

@@ -16,7 +16,7 @@ from rl_estimators.masked import as_mask
 from rl_estimators.registry import Estimate, Spec
 from rl_estimators.verl.worker_losses import SUMS
 
-__all__ = ["KEY", "finish", "of_batch", "switched_on"]
+__all__ = ["KEY", "finish", "of_batch", "select", "switched_on"]
 
 KEY = "rl_estimators.diagnostics"
 _LIMITS = ("actor_rollout_ref.rollout.response_length", "data.max_response_length")
@@ -24,7 +24,7 @@ _LIMITS = ("actor_rollout_ref.rollout.response_length", "data.max_response_lengt
 
 def switched_on(algorithm: Any) -> bool:
     """Whether the configuration that ``algorithm`` is a node of leaves diagnostics on."""
-    value = _select(algorithm, KEY)
+    value = select(algorithm, KEY)
     if value is None:
         return True
     from omegaconf import BooleanNode
@@ -94,7 +94,7 @@ def _scores(given: Mapping[str, Any]) -> Tensor:
 
 def _at_the_limit(mask: Tensor, algorithm: Any) -> Tensor | None:
     """``(B,)`` bool: the policy wrote the last token that the limit allows; None if nobody knows the limit."""
-    limits = [limit for limit in (_select(algorithm, key) for key in _LIMITS) if isinstance(limit, int)]
+    limits = [limit for limit in (select(algorithm, key) for key in _LIMITS) if isinstance(limit, int)]
     if not limits:
         return None
     if mask.shape[1] < limits[0]:  # the v1 trainer pads to the longest response
@@ -102,7 +102,7 @@ def _at_the_limit(mask: Tensor, algorithm: Any) -> Tensor | None:
     return as_mask(mask[:, limits[0] - 1])
 
 
-def _select(node: Any, key: str) -> Any:
+def select(node: Any, key: str) -> Any:
     """A value of the configuration that ``node`` belongs to; None if it belongs to none, or that has no such key."""
     from omegaconf import OmegaConf
 

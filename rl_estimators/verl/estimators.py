@@ -73,10 +73,8 @@ def _require_hooks(name: str, given: Mapping[str, Any]) -> None:
 
 def _require_reader(config: Any) -> None:
     """Losses and switches of ours are read at start: where the hook that does that is off, verl would train without them."""
-    root: Any = getattr(config, "_get_root", dict)()
-    node = root.get(KEY)
     for key in ("policy_loss", "value_loss", "bootstrap_truncated"):
-        if hasattr(node, "get") and node.get(key):
+        if diagnostics.select(config, f"{KEY}.{key}"):
             patching.require("verl_need_critic", purpose=f"{KEY}.{key}")
 
 

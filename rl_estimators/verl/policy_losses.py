@@ -23,7 +23,7 @@ from rl_estimators.verl import core_algos
 from rl_estimators.verl.estimators import PREFIX
 from rl_estimators.verl.policy_loss_keys import options_of_verl
 
-__all__ = ["INPUTS", "as_verl", "check_weights", "name_of", "offer", "options"]
+__all__ = ["INPUTS", "as_verl", "check_weights", "name_of", "offer", "options", "weights_come"]
 
 INPUTS = ("old_log_prob", "log_prob", "advantages", "response_mask")  # verl always passes them
 _METRICS = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")  # verl's own losses report them under these names
@@ -122,6 +122,15 @@ def _from_config(spec: Spec, config: Any) -> dict[str, Any]:
     return given
 
 
+def weights_come(config: Any) -> bool:
+    """Whether verl will compute ``rollout_is_weights`` under its configuration, or a part of it."""
+    from omegaconf import OmegaConf
+
+    correction = OmegaConf.select(config, "algorithm.rollout_correction") or {}
+    wanted = correction.get("rollout_is") is not None and not correction.get("bypass_mode", False)
+    return bool(wanted and OmegaConf.select(config, "actor_rollout_ref.rollout.calculate_log_probs"))
+
+
 def check_weights(spec: Spec, config: Any) -> None:
     """Refuse a loss that would leave out the weights that verl will compute.
 
@@ -132,11 +141,7 @@ def check_weights(spec: Spec, config: Any) -> None:
     Raises:
         InputError: it has no parameter for them.
     """
-    from omegaconf import OmegaConf
-
-    correction = OmegaConf.select(config, "algorithm.rollout_correction") or {}
-    computed = OmegaConf.select(config, "actor_rollout_ref.rollout.calculate_log_probs")
-    if computed and correction.get("rollout_is") is not None and not correction.get("bypass_mode", False):
+    if weights_come(config):
         _check_takes_weights(spec)
 
 

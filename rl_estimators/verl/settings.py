@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_estimators import patching
+from rl_estimators.backends import choose
 from rl_estimators.errors import EstimatorError, InputError, PatchError, UnknownNameError
 from rl_estimators.hints import did_you_mean
 from rl_estimators.registry import POLICY_LOSSES, VALUE_LOSSES, Registry, Spec
@@ -29,7 +30,7 @@ __all__ = ["KEY", "Loss", "Settings", "apply", "read"]
 _MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
 _TARGET = "actor_rollout_ref.actor.policy_loss._target_"
 _ENVIRONMENT = "ray_kwargs.ray_init.runtime_env.env_vars"
-_VARIABLES = ("RL_ESTIMATORS_BACKEND", "RL_ESTIMATORS_DISABLE_PATCHES", "RL_ESTIMATORS_STRICT")
+_VARIABLES = (choose.VARIABLE, patching.DISABLE, patching.STRICT)
 _STOCK_MODE = "vanilla"  # what verl's configuration says when the user says nothing
 _STOCK_TARGET = "verl.workers.config.PolicyLossConfig"
 _OUR_TARGET = "rl_estimators.verl.actor_config.PolicyLossConfig"
@@ -313,8 +314,7 @@ def _check_mode(config: Any) -> None:
     if not isinstance(mode, str):
         return
     if mode not in known:
-        ours = [alias for own in POLICY_LOSSES.names() for alias in (own, PREFIX + own)]
-        unknown.report(f"{_MODE}={mode}: no such policy loss.", mode, ours, known, config)
+        unknown.report(f"{_MODE}={mode}: no such policy loss.", mode, POLICY_LOSSES, known, config)
         return
     name = policy_losses.name_of(mode)  # somebody else's name is somebody else's to check
     if name is not None:

@@ -15,6 +15,7 @@ from rl_estimators.verl import (
     core_algos,
     greedy,
     named_options,
+    policy_losses,
     reward_keys,
     unknown,
 )
@@ -65,8 +66,7 @@ def prepare(config: Any) -> bool:
 def _report_unknown(name: str, config: Any) -> None:
     known = core_algos.estimators()
     if name not in known:
-        ours = [alias for own in ADV_ESTIMATORS.names() for alias in (own, PREFIX + own)]
-        unknown.report(f"{_KEY}={name}: no such estimator.", name, ours, known, config)
+        unknown.report(f"{_KEY}={name}: no such estimator.", name, ADV_ESTIMATORS, known, config)
 
 
 def _refuse_unread(name: str, algorithm: Any) -> None:
@@ -136,10 +136,11 @@ def _check_options(name: str, spec: Spec, config: Any) -> None:
     try:
         check_choice(spec.name, "masked_rewards", of_all["masked_rewards"], ("drop", "carry"))
         given = reward_keys.on_nothing(spec, given)
-        spec.options_from(given)
         if spec.is_ours:
             at_hand = [field for field in spec.optional if _at_hand(field, config)]
             try_out(spec, [*spec.required, *at_hand], given)
+        else:
+            spec.options_from(given)
     except InputError as error:
         raise InputError(f"{_KEY}={name}: {error} Options are set under {path}.NAME.") from None
 
@@ -154,12 +155,6 @@ def _with_critic(config: Any) -> bool:
 
 def _with_reference(config: Any) -> bool:
     return bool(config.algorithm.use_kl_in_reward or config.actor_rollout_ref.actor.use_kl_loss)
-
-
-def _with_rollout_weights(config: Any) -> bool:
-    correction = config.algorithm.get("rollout_correction") or {}
-    wanted = correction.get("rollout_is") is not None and not correction.get("bypass_mode", False)
-    return bool(wanted and config.actor_rollout_ref.rollout.calculate_log_probs)
 
 
 def _with_sum_pi_squared(config: Any) -> bool:
@@ -178,7 +173,7 @@ _PROVIDED: Mapping[str, Callable[[Any], bool]] = {
     "values": _with_critic,
     "ref_log_prob": _with_reference,
     "rollout_log_probs": lambda config: bool(config.actor_rollout_ref.rollout.calculate_log_probs),
-    "rollout_is_weights": _with_rollout_weights,
+    "rollout_is_weights": policy_losses.weights_come,
     "sum_pi_squared": _with_sum_pi_squared,
     **dict.fromkeys(bootstrap.FIELDS, _with_truncation),
 }

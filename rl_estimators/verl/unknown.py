@@ -4,12 +4,14 @@ A slip is refused before Ray starts. What may be somebody else's is left to verl
 installed and uses nothing of it must not notice.
 """
 
+import functools
 import logging
 from collections.abc import Collection
 from typing import Any
 
 from rl_estimators.errors import UnknownNameError
 from rl_estimators.hints import did_you_mean
+from rl_estimators.registry import Registry
 from rl_estimators.verl.estimators import KEY, OPTIONS_KEY, PREFIX
 from rl_estimators.verl.trainers import EXTERNAL_LIB, is_complete, loads_more
 
@@ -18,16 +20,15 @@ __all__ = ["report"]
 _ALIKE = 0.75  # grop and grpo are as much, somebody's my_grpo and grpo are not
 
 logger = logging.getLogger(__name__)
-_warned: set[str] = set()
 
 
-def report(what: str, name: str, ours: Collection[str], known: Collection[str], config: Any) -> None:
+def report(what: str, name: str, registry: Registry, known: Collection[str], config: Any) -> None:
     """Refuse a slip, warn of a name that verl's own trainer will not know, and keep silent on all else.
 
     Args:
         what: How the message begins, as in ``algorithm.adv_estimator=grop: no such estimator.``
         name: The name.
-        ours: Our names of that kind.
+        registry: Ours of that kind.
         known: All names of that kind.
         config: verl's configuration, or a part of it.
 
@@ -42,11 +43,17 @@ def report(what: str, name: str, ours: Collection[str], known: Collection[str], 
         raise UnknownNameError(message)
     if loads_more(config):
         return
+    ours = [alias for own in registry.names() for alias in (own, PREFIX + own)]
     if _uses_us(config) or did_you_mean(name, ours, _ALIKE):
         raise UnknownNameError(message)
-    if is_complete(config) and message not in _warned:
-        _warned.add(message)
-        logger.warning("%s", message)
+    if is_complete(config):
+        _warn(message)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once in a process: verl asks several times in a run."""
+    logger.warning("%s", message)
 
 
 def _uses_us(config: Any) -> bool:
