@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.losses import Term, divided, loss_sums
+from rl_estimators.backends.losses import Term, divided, loss_and_means
 from rl_estimators.errors import InputError
 from rl_estimators.fields import check_choice, check_number
 from rl_estimators.masked import select
@@ -54,17 +54,23 @@ def aggregate(
     Raises:
         InputError: an unknown mode or key, a value that is no number, or ``dp_size`` > 1 without the global count it needs.
     """
-    sums = torch.where(mask, losses, 0).sum(-1)
-    return divided(sums, *_divisors(mask.sum(-1), mask.shape[-1], loss_agg_mode, global_batch_info))
+    sums, number = torch.where(mask, losses, 0).sum(-1), mask.sum(-1)
+    tokens = _at_least_one(number.sum())
+    return divided(sums, *_divisors(number, tokens, mask.shape[-1], loss_agg_mode, global_batch_info))
 
 
 def _divisors(
-    number: Tensor, length: int, loss_agg_mode: str, global_batch_info: Mapping[str, Any] | None
+    number: Tensor,
+    tokens: Tensor,
+    length: int,
+    loss_agg_mode: str,
+    global_batch_info: Mapping[str, Any] | None,
 ) -> tuple[Tensor | None, Any]:
     """What each row's sum is divided by, and then the sum of all: see :data:`rl_estimators.backends.losses.Divisors`.
 
     Args:
         number: ``(B,)`` how many valid tokens a row has.
+        tokens: 0-dim, how many all have, at least 1.
         length: T.
         loss_agg_mode: One of :data:`MODES`.
         global_batch_info: As in :func:`aggregate`.
@@ -86,7 +92,7 @@ def _divisors(
 
     whole: Any = 1
     if loss_agg_mode == "token-mean":
-        whole = _at_least_one(info.get("batch_num_tokens", number.sum()))
+        whole = _at_least_one(info["batch_num_tokens"]) if "batch_num_tokens" in info else tokens
     elif loss_agg_mode != "token-sum":
         whole = _at_least_one(info.get("global_batch_size", (number > 0).sum()))
     if loss_agg_mode == "seq-mean-token-sum-norm":
@@ -116,9 +122,8 @@ def aggregate_terms(
     divisors = partial(
         _divisors, length=mask.shape[-1], loss_agg_mode=loss_agg_mode, global_batch_info=global_batch_info
     )
-    loss, number, *more = loss_sums(term, divisors, trained, mask, *(x.detach() for x in others))
-    tokens = number.sum().clamp(min=1)
-    return loss, [x.sum() / tokens for x in more]
+    loss, *means = loss_and_means(term, divisors, trained, mask, *(x.detach() for x in others))
+    return loss, means
 
 
 def _at_least_one(number: Any) -> Any:

@@ -94,10 +94,8 @@ class Spec:
         Raises:
             InputError: an input is missing or does not fit; an option is unknown.
         """
-        inputs = {name: value for name, value in given.items() if name in FIELDS and value is not None}
-        asked = (
-            inputs if self.takes_any else {n: inputs[n] for n in self.required + self.optional if n in inputs}
-        )
+        names = filter(FIELDS.__contains__, given) if self.takes_any else (*self.required, *self.optional)
+        asked = {name: given[name] for name in names if given.get(name) is not None}
         check(self.name, asked, self.required)
         if "index" in asked:
             asked = {**asked, "index": as_index(asked["index"])}

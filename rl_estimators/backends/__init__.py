@@ -253,7 +253,7 @@ def _reported(scan: Scan) -> Scan:
 
 
 def _count_excluded(rows: Rows) -> None:
-    count("excluded_responses", lambda: (rows.written & ~rows.counts).sum())
+    count("excluded_responses", lambda: rows.excluded.sum())
 
 
 def _kernel(name: str, x: Tensor) -> Callable[..., Any]:

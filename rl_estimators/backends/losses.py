@@ -6,32 +6,33 @@ replaced by the slope alone, 4 bytes a token. All else stays in blocks of rows t
 """
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_estimators.backends.memory import empty
-from rl_estimators.backends.rows import blocks, take, work_dtype
+from rl_estimators.backends.rows import in_blocks, work_dtype
 from rl_estimators.backends.torch_blocks import Scratch, as_bool, block_elements, cut, mask_bits, valid_number
 from rl_estimators.errors import InputError
 
-__all__ = ["Divisors", "Term", "divided", "loss_sums"]
+__all__ = ["Divisors", "Term", "divided", "loss_and_means"]
 
 # From the mask of a block of rows, the trained numbers and each other input, all 0 off the mask, to the losses, their
 # slopes and whatever else is to be added up; each ``(R, T)`` and 0 off the mask. It may write into what it gets, but
 # for the mask.
 Term = Callable[..., tuple[Tensor, ...]]
 
-# From how many valid tokens each row has, ``(B,)``, to what its sum of losses is divided by, ``(B,)`` or None for nothing,
-# and what the sum of all rows is then divided by, 0-dim or a number.
-Divisors = Callable[[Tensor], tuple[Tensor | None, Tensor | float]]
+# From how many valid tokens each row has, ``(B,)``, and how many all have, 0-dim and at least 1, to what a row's sum of
+# losses is divided by, ``(B,)`` or None for nothing, and what the sum of all rows is then divided by, 0-dim or a number.
+Divisors = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | float]]
 
 
-def loss_sums(
+def loss_and_means(
     term: Term, divisors: Divisors, trained: Tensor, mask: Tensor, *others: Tensor
 ) -> tuple[Tensor, ...]:
-    """The loss, 0-dim; how many valid tokens each row has, ``(B,)``; and the sums over them of the term's other numbers.
+    """The loss, and the means over all valid tokens of the term's other numbers, each 0-dim.
 
     Args:
         term: See :data:`Term`.
@@ -40,7 +41,7 @@ def loss_sums(
         mask: ``(B, T)``, in any dtype.
         *others: ``(B, T)``.
     """
-    found: tuple[Tensor, ...] = _LossSums.apply(trained, mask, term, divisors, *others)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _Fused.apply(trained, mask, term, divisors, *others)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -54,46 +55,46 @@ def _row_sum(x: Tensor) -> Tensor:
     return x.sum(-1, dtype=torch.int32 if x.dtype == torch.bool else None)
 
 
-class _LossSums(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     """One node from the trained numbers to the loss: of sums and quotients after it autograd would make more."""
 
     @staticmethod
     def forward(
         ctx: Any, trained: Tensor, mask: Tensor, term: Term, divisors: Divisors, *others: Tensor
     ) -> tuple[Tensor, ...]:
-        dtype = work_dtype(trained, *others)
-        slope = None
-        found, scratch = [], Scratch(mask.device)
-        shape = (max(len(mask), 1), mask.shape[1])  # an empty batch is one block
+        dtype, scratch = work_dtype(trained, *others), Scratch(mask.device)
         elements = block_elements(mask)
         if mask.device.type == "cpu":
             elements //= 2  # a term has more in between than a scan
-        parts = [*blocks(shape, elements)]
+        parts = [*in_blocks(elements, mask, trained, *others)]
         many = len(parts) > 1  # one block takes what it needs as it comes: there is no next one
-        for some in parts:
-            valid = as_bool(take(mask, some), scratch)
+        slope = empty(mask.shape, dtype, mask.device) if many and ctx.needs_input_grad[0] else None
+        into = repeat(None) if slope is None else slope.split(len(parts[0][0]))
+        found = []
+        for (here, *block), out in zip(parts, into, strict=False):
+            valid = as_bool(here, scratch)
             bits = mask_bits(valid, dtype, scratch if many else None)
             inputs = [
-                cut(take(x, some), bits, scratch(f"input {n}", valid.shape, dtype) if many else None)
-                for n, x in enumerate((trained, *others))
+                cut(x, bits, scratch(f"input {n}", valid.shape, dtype) if many else None)
+                for n, x in enumerate(block)
             ]
             losses, slopes, *more = term(valid, *inputs)
-            if ctx.needs_input_grad[0]:
-                if not many:
-                    slope = slopes.expand(mask.shape)
-                else:
-                    slope = empty(mask.shape, dtype, mask.device) if slope is None else slope
-                    slope[some] = slopes
+            if out is not None:
+                out.copy_(slopes)
+            elif ctx.needs_input_grad[0]:
+                slope = slopes.expand(mask.shape)
             found.append([_row_sum(losses), valid_number(bits), *map(_row_sum, more)])
         sums, number, *more = (
             some[0] if len(some) == 1 else torch.cat(some) for some in zip(*found, strict=True)
         )
-        by_row, by_all = divisors(number)
-        loss = divided(sums, by_row, by_all)
+        tokens = number.sum().clamp_(min=1)
+        by_row, by_all = divisors(number, tokens)
+        means = [x.sum() / tokens for x in more]
         ctx.dtype, ctx.others, ctx.divisors = trained.dtype, len(others), (by_row, by_all)
         ctx.save_for_backward(*(() if slope is None else (slope,)))
-        ctx.mark_non_differentiable(number, *more)
-        return loss, number, *more
+        ctx.mark_non_differentiable(*means)
+        ctx.set_materialize_grads(False)  # zeros for each of the means
+        return divided(sums, by_row, by_all), *means
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,4 +109,4 @@ class _LossSums(torch.autograd.Function):
         scale = grad / by_all
         out = empty(slope.shape, slope.dtype, slope.device, 1)
         torch.mul(slope, scale if by_row is None else (scale / by_row)[:, None], out=out)
-        return (out.to(ctx.dtype), *(None,) * (3 + ctx.others))
+        return (out if out.dtype == ctx.dtype else out.to(ctx.dtype), *(None,) * (3 + ctx.others))

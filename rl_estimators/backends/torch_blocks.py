@@ -77,7 +77,10 @@ def keep(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         return x.view(bits.dtype).bitwise_and(bits).view(x.dtype)
-    torch.bitwise_and(x.view(bits.dtype), bits, out=out.view(bits.dtype))
+    if out is x:
+        x.view(bits.dtype).bitwise_and_(bits)
+    else:
+        torch.bitwise_and(x.view(bits.dtype), bits, out=out.view(bits.dtype))
     return out
 
 
@@ -99,5 +102,5 @@ def compare(
 
 
 def valid_number(bits: Tensor) -> Tensor:
-    """``(R,)`` how many tokens are valid: a quarter of the time that the sum of a bool mask takes."""
-    return bits.sum(-1, dtype=bits.dtype).neg_().long()
+    """``(R,)`` how many tokens are valid, in the bits' dtype: a quarter of the time that the sum of a bool mask takes."""
+    return bits.sum(-1, dtype=bits.dtype).neg_()

@@ -20,10 +20,9 @@ from rl_estimators.backends.rows import (
     Rows,
     Scan,
     as_work,
-    blocks,
     double_sum,
+    in_blocks,
     inverse_std,
-    take,
     widest,
     work_dtype,
 )
@@ -128,15 +127,13 @@ def gae(
     advantages, targets = (empty(rewards.shape, dtype, rewards.device, place) for place in range(2))
     end = None if last is None else as_work(last, dtype)
     found = []
-    for some in blocks(rewards.shape, block_elements(rewards)):
-        ahead = take(advantages, some)
-        given = take(rewards, some), take(values, some), None if end is None else take(end, some)
-        block = (*given, gamma, decay, ahead, take(targets, some), scratch)
-        on = counted = as_bool(take(mask, some), scratch)
-        first, bits = _gae_block(on, counted, *block)
+    whole = advantages, targets, rewards, values, end, gamma, decay, scratch
+    for here, ahead, *block in in_blocks(block_elements(rewards), mask, *whole):
+        on = counted = as_bool(here, scratch)
+        first, bits = _gae_block(on, counted, ahead, *block)
         if not _all_finite(first):  # what is not finite has come through to the first token
             counted = on & first.isfinite()[:, None]
-            first, bits = _gae_block(on, counted, *block)
+            first, bits = _gae_block(on, counted, ahead, *block)
         found.append(_rows(ahead, counted, on, first, scratch, bits))
     return Scan(advantages, targets, _join(found))
 
@@ -144,13 +141,13 @@ def gae(
 def _gae_block(
     on: Tensor,
     counted: Tensor,
+    out: Tensor,
+    targets: Tensor,
     rewards: Tensor,
     values: Tensor,
     next_value: Tensor | None,
     gamma: float,
     decay: float,
-    out: Tensor,
-    targets: Tensor,
     scratch: Scratch,
 ) -> tuple[Tensor, Tensor]:
     """One block of rows; returns the advantage of each row's first token, and the bits of the leftmost piece.
@@ -190,36 +187,61 @@ def returns(
     """See :func:`rl_estimators.backends.returns`."""
     dtype, device, scratch = work_dtype(rewards, baselines), rewards.device, Scratch(rewards.device)
     totals = empty(rewards.shape, dtype, device, 0)
-    ahead = totals if baselines is None else empty(rewards.shape, dtype, device, 1)
-    found = []
-    for some in blocks(rewards.shape, block_elements(rewards)):
-        on = counted = as_bool(take(mask, some), scratch)
-        rate = take(discount, some).to(dtype) if isinstance(discount, Tensor) else discount
-        less = None if baselines is None else as_work(take(baselines, some), dtype)
-        first, bits = _scan_block(take(rewards, some), on, rate, take(totals, some), scratch)
-        fit = first if less is None else first - less
-        if not _all_finite(fit):
-            counted = on & fit.isfinite()[:, None]
-            first, bits = _scan_block(take(rewards, some), counted, rate, take(totals, some), scratch)
-        if less is None:
-            found.append(_rows(take(totals, some), counted, on, first, scratch, bits))
-        else:
-            part = take(ahead, some)
-            bits = bits if part.shape == bits.shape else mask_bits(counted, dtype, scratch)
-            torch.sub(take(totals, some), less[:, None], out=part)
-            keep(part, bits, part)
-            number, zero = valid_number(bits), torch.zeros_like(first)
-            written = number > 0 if counted is on else on.any(-1)
-            found.append(Rows(written, number, zero, zero, zero, None))
-    return Scan(ahead, totals, _join(found))
+    ahead = None if baselines is None else empty(rewards.shape, dtype, device, 1)
+    less = None if baselines is None else as_work(baselines, dtype)
+    rates = discount.to(dtype) if isinstance(discount, Tensor) else discount
+    found, last = [], []
+    for x, here, rate, total, above, minus in in_blocks(
+        block_elements(rewards), rewards, mask, rates, totals, ahead, less
+    ):
+        on = counted = as_bool(here, scratch)
+        first, bits = _scan_block(x, on, rate, total, scratch)
+        top = first if minus is None else first - minus
+        if not _all_finite(top):  # what is not finite has come through to the first token
+            counted = on & top.isfinite()[:, None]
+            first, bits = _scan_block(x, counted, rate, total, scratch)
+        if minus is None:
+            found.append(_rows(total, counted, on, first, scratch, bits))
+            continue
+        last.append(top)
+        torch.sub(total, minus[:, None], out=above)
+        keep(above, bits if above.shape == bits.shape else mask_bits(counted, dtype, scratch), above)
+    if ahead is None:
+        return Scan(totals, totals, _join(found))
+    return Scan(ahead, totals, _Glanced(mask, last[0] if len(last) == 1 else torch.cat(last)))
+
+
+class _Glanced(Rows):
+    """Which rows count and how many of their tokens; computed when somebody asks, as few do.
+
+    A row counts where ``top``, the number that all others of the row have come through to, is finite.
+    """
+
+    def __init__(self, mask: Tensor, top: Tensor) -> None:
+        self._mask, self._top = mask, top
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "written":
+            return self._valid().any(-1)
+        if name == "number":
+            return self._valid().sum(-1) * self._top.isfinite()
+        raise AttributeError(name)
+
+    def _valid(self) -> Tensor:
+        return as_bool(self._mask, Scratch(self._mask.device))
+
+    @property
+    def excluded(self) -> Tensor:
+        """See :class:`~rl_estimators.backends.rows.Rows`; the mask is read only where it matters."""
+        return torch.zeros_like(self._top, dtype=torch.bool) if _all_finite(self._top) else super().excluded
 
 
 def discounted_sum(x: Tensor, mask: Tensor, discount: float | Tensor) -> Tensor:
     """See :func:`rl_estimators.backends.discounted_sum`."""
     out, scratch = empty(x.shape, x.dtype, x.device), Scratch(x.device)
-    for some in blocks(x.shape, block_elements(x)):
-        rate = take(discount, some).to(x.dtype) if isinstance(discount, Tensor) else discount
-        _scan_block(take(x, some), as_bool(take(mask, some), scratch), rate, take(out, some), scratch)
+    rates = discount.to(x.dtype) if isinstance(discount, Tensor) else discount
+    for part, here, rate, total in in_blocks(block_elements(x), x, mask, rates, out):
+        _scan_block(part, as_bool(here, scratch), rate, total, scratch)
     return out
 
 
@@ -252,13 +274,13 @@ def _scan_block(
 def moments(x: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.moments`."""
     found, scratch = [], Scratch(x.device)
-    for some in blocks(x.shape, block_elements(x)):
-        on, here = as_bool(take(mask, some), scratch), take(x, some)
-        pivot, starts = here[:, 0], on[:, 0]
+    for part, here in in_blocks(block_elements(x), x, mask):
+        on = as_bool(here, scratch)
+        pivot, starts = part[:, 0], on[:, 0]
         if x.device.type != "cpu" or not starts.all():  # a row may start with a hole, or have no valid token
             first = _first_valid(on)[:, None]
-            pivot = torch.where(on.gather(1, first), here.gather(1, first), 0)[:, 0]
-        found.append(_rows(here, on, on, pivot, scratch))
+            pivot = torch.where(on.gather(1, first), part.gather(1, first), 0)[:, 0]
+        found.append(_rows(part, on, on, pivot, scratch))
     return _join(found)
 
 
@@ -272,11 +294,12 @@ def _first_valid(mask: Tensor) -> Tensor:
 def pack(mask: Tensor) -> Tensor | None:
     """An integer mask as a bool one; None if it holds anything but 0 and 1."""
     out = empty(mask.shape, torch.bool, mask.device)
-    for some in blocks(mask.shape, block_elements(mask) // 2):  # of up to 8 bytes each, and read twice
-        here = take(mask, some)
-        if here.numpy().view(f"u{here.itemsize}").max() > 1:  # what is below 0 is large without a sign
+    unsigned = f"u{mask.itemsize}"  # what is below 0 is large without a sign
+    # of up to 8 bytes each, and read twice
+    for here, ones in in_blocks(block_elements(mask) // 2, mask, out.view(torch.int8)):
+        if here.numpy().view(unsigned).max() > 1:
             return None
-        take(out, some).view(torch.int8).copy_(here)  # 0 and 1, which need no comparison
+        ones.copy_(here)  # 0 and 1, which need no comparison
     return out
 
 
@@ -304,25 +327,21 @@ def standardise(
     x: Tensor, mask: Tensor, rows: Rows, pivot: Number, shift: Number, scale: Number, out: Tensor
 ) -> Tensor:
     """See :func:`rl_estimators.backends.standardise`."""
-    scratch, some_excluded = Scratch(x.device), not _all_true(rows.number)
-    for some in blocks(x.shape, block_elements(x)):
-        on, part = as_bool(take(mask, some), scratch), take(out, some)
-        if some_excluded:
-            on = on & rows.counts[some, None]
-        torch.sub(take(x, some), pivot, out=part).sub_(shift).mul_(scale)
-        keep(part, mask_bits(on, x.dtype, scratch), part)
+    scratch, counts = Scratch(x.device), None if _all_true(rows.number) else rows.counts[:, None]
+    for part, here, counted, to in in_blocks(block_elements(x), x, mask, counts, out):
+        on = as_bool(here, scratch)
+        torch.sub(part, pivot, out=to).sub_(shift).mul_(scale)
+        keep(to, mask_bits(on if counted is None else on & counted, x.dtype, scratch), to)
     return out
 
 
 def scores(rewards: Tensor, mask: Tensor) -> Rows:
     """See :func:`rl_estimators.backends.scores`."""
     dtype, scratch, found = work_dtype(rewards), Scratch(rewards.device), []
-    for some in blocks(rewards.shape, block_elements(rewards)):
-        bits = mask_bits(as_bool(take(mask, some), scratch), dtype, scratch)
+    for part, here in in_blocks(block_elements(rewards), rewards, mask):
+        bits = mask_bits(as_bool(here, scratch), dtype, scratch)
         number = valid_number(bits)
-        found.append(
-            (number, _exact_sum(keep(take(rewards, some).to(dtype), bits, bits.view(dtype)), scratch))
-        )
+        found.append((number, _exact_sum(keep(part.to(dtype), bits, bits.view(dtype)), scratch)))
     number, total = (torch.cat(parts) for parts in zip(*found, strict=True)) if len(found) > 1 else found[0]
     written = number > 0
     if not _all_finite(total.to(dtype)):
@@ -347,20 +366,19 @@ def _exact_sum(x: Tensor, scratch: Scratch) -> Tensor:
 def spread(x: Tensor, mask: Tensor, rows: Rows | None = None) -> Tensor:
     """See :func:`rl_estimators.backends.spread`."""
     out, scratch = empty(mask.shape, x.dtype, x.device), Scratch(x.device)
-    numbers = x.view(BITS[x.dtype])
-    for some in blocks(mask.shape, block_elements(mask)):
+    numbers = x.view(BITS[x.dtype])[:, None]
+    for here, number, to in in_blocks(block_elements(mask), mask, numbers, out):
         # the bits stand where the numbers will: one stream through memory in place of two
-        bits = mask_bits(as_bool(take(mask, some), scratch), x.dtype, scratch, take(out, some))
-        bits.bitwise_and_(numbers[some, None])
+        mask_bits(as_bool(here, scratch), x.dtype, scratch, to).bitwise_and_(number)
     return out
 
 
 def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     """See :func:`rl_estimators.backends.strays`."""
     found, scratch = [], Scratch(rewards.device)
-    for some in blocks(rewards.shape, block_elements(rewards)):
-        on = as_bool(take(mask, some), scratch)
-        stray = compare("not_equal", take(rewards, some), 0).gt_(on)
+    for part, here in in_blocks(block_elements(rewards), rewards, mask):
+        on = as_bool(here, scratch)
+        stray = compare("not_equal", part, 0).gt_(on)
         if on.device.type == "cpu":  # torch's any takes eight times as long
             found.append(torch.from_numpy(stray.numpy().any(axis=1)))
         else:

@@ -6,7 +6,7 @@ from batches import NAN, batch
 
 import rl_estimators
 from rl_estimators.backends import losses
-from rl_estimators.backends.losses import loss_sums
+from rl_estimators.backends.losses import loss_and_means
 from rl_estimators.errors import InputError
 from rl_estimators.policy_losses import covariance, ppo_clip
 from rl_estimators.policy_losses.clip_cov import _draw, _draw_blindly
@@ -141,7 +141,7 @@ def test_a_device_s_batch_is_one_block():
         calls.append(len(valid))
         return new, old
 
-    loss_sums(term, lambda number: (None, 1), x, x > 0, x)
+    loss_and_means(term, lambda number, tokens: (None, 1), x, x > 0, x)
     assert calls == [6]
 
 
