@@ -260,7 +260,7 @@ def _shape(owner: str, name: str, value: Any) -> tuple[int, ...]:
 
 def _is_mask(mask: Tensor) -> bool:
     """Values are looked at on the CPU only: elsewhere the look would stall the device."""
-    if mask.dtype == torch.bool or mask.device.type != "cpu":
+    if mask.dtype == torch.bool or not mask.is_cpu:
         return not mask.is_complex()
     if mask.is_complex():
         return False

@@ -142,7 +142,7 @@ def packed(mask: Any) -> Any:
         kernel takes more than 32 MiB.
     """
     known = isinstance(mask, Tensor) and mask.dtype in _INTEGERS and mask.ndim == 2
-    if not known or mask.device.type != "cpu" or not 0 < mask.numel() <= _MOST:
+    if not known or not mask.is_cpu or not 0 < mask.numel() <= _MOST:
         return mask
     found = _kernel("pack", mask)(mask)
     return mask if found is None else found

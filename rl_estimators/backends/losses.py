@@ -64,7 +64,7 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         dtype, scratch = work_dtype(trained, *others), Scratch(mask.device)
         elements = block_elements(mask)
-        if mask.device.type == "cpu":
+        if mask.is_cpu:
             elements //= 2  # a term has more in between than a scan
         parts = [*in_blocks(elements, mask, trained, *others)]
         many = len(parts) > 1  # one block takes what it needs as it comes: there is no next one

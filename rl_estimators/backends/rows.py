@@ -83,7 +83,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(B,)`` numbers in the working dtype, without a gradient."""
-    return x.detach().to(dtype)
+    return x if x.dtype == dtype and not x.requires_grad else x.detach().to(dtype)
 
 
 def double_sum(x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def inverse_std(variance: Number, eps: float, eps_in: str) -> Number:
     It is 0 where it would be infinite: then eps is 0, and so are they. On the CPU, where nobody waits for a number, in
     Python in place of five operations of torch.
     """
-    if not isinstance(variance, Tensor) or variance.device.type == "cpu":
+    if not isinstance(variance, Tensor) or variance.is_cpu:
         number = float(variance)
         size = math.sqrt(number + eps) if eps_in == "variance" else math.sqrt(number) + eps
         return 1 / size if 0 < size < math.inf else 0.0

@@ -60,6 +60,13 @@ __all__ = [
 ]
 
 _PIECE = 1 << 17  # columns that are read at once
+_UNSIGNED = {
+    torch.int64: np.uint64,
+    torch.int32: np.uint32,
+    torch.int16: np.uint16,
+    torch.int8: np.uint8,
+    torch.uint8: np.uint8,
+}
 
 
 def _pieces(length: int) -> list[slice]:
@@ -75,12 +82,12 @@ def _columns(x: Tensor, here: slice) -> Tensor:
 
 def _all_finite(x: Tensor) -> bool:
     """Never asked on a device, which would have to wait for the answer."""
-    return x.device.type == "cpu" and bool(np.isfinite(x.numpy()).all())
+    return x.is_cpu and bool(np.isfinite(x.numpy()).all())
 
 
 def _all_true(x: Tensor) -> bool:
     """Likewise."""
-    return x.device.type == "cpu" and bool(x.numpy().all())
+    return x.is_cpu and bool(x.numpy().all())
 
 
 def _rows(
@@ -277,7 +284,7 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
     for part, here in in_blocks(block_elements(x), x, mask):
         on = as_bool(here, scratch)
         pivot, starts = part[:, 0], on[:, 0]
-        if x.device.type != "cpu" or not starts.all():  # a row may start with a hole, or have no valid token
+        if not x.is_cpu or not starts.all():  # a row may start with a hole, or have no valid token
             first = _first_valid(on)[:, None]
             pivot = torch.where(on.gather(1, first), part.gather(1, first), 0)[:, 0]
         found.append(_rows(part, on, on, pivot, scratch))
@@ -286,21 +293,26 @@ def moments(x: Tensor, mask: Tensor) -> Rows:
 
 def _first_valid(mask: Tensor) -> Tensor:
     """``(R,)`` where each row's first valid token stands; 0 where there is none."""
-    if mask.device.type == "cpu":  # numpy stops at the first
+    if mask.is_cpu:  # numpy stops at the first
         return torch.from_numpy(mask.numpy().argmax(axis=1))
     return mask.byte().argmax(-1)
 
 
 def pack(mask: Tensor) -> Tensor | None:
     """An integer mask as a bool one; None if it holds anything but 0 and 1."""
+    if mask.numel() <= block_elements(mask) // 2:  # of up to 8 bytes each, and read twice
+        return mask.bool() if _is_binary(mask) else None
     out = empty(mask.shape, torch.bool, mask.device)
-    unsigned = f"u{mask.itemsize}"  # what is below 0 is large without a sign
-    # of up to 8 bytes each, and read twice
     for here, ones in in_blocks(block_elements(mask) // 2, mask, out.view(torch.int8)):
-        if here.numpy().view(unsigned).max() > 1:
+        if not _is_binary(here):
             return None
         ones.copy_(here)  # 0 and 1, which need no comparison
     return out
+
+
+def _is_binary(mask: Tensor) -> bool:
+    """Whether integers are all 0 or 1: without their sign, those below 0 are large."""
+    return bool(np.maximum.reduce(mask.numpy().view(_UNSIGNED[mask.dtype]), axis=None) <= 1)
 
 
 def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Number, Number, Number]:
@@ -315,7 +327,7 @@ def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tu
     ahead = totals + number * apart
     found: list[Any] = [pivot, number.sum(), ahead.sum(), squares.sum() + ((totals + ahead) * apart).sum()]
     at_least: Callable[..., Any] = torch.clamp
-    if pivot.device.type == "cpu":  # from here on in Python, where nobody waits for a number
+    if pivot.is_cpu:  # from here on in Python, where nobody waits for a number
         found, at_least = [x.item() for x in found], max
     pivot, whole, lead, spread = found
     shift = lead / at_least(whole, 1.0)
@@ -355,7 +367,7 @@ def _exact_sum(x: Tensor, scratch: Scratch) -> Tensor:
     """``(R,)`` sums in fp64, see :func:`rl_estimators.masked.exact_sum`."""
     if x.dtype == torch.float64:
         return double_sum(x)
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return x.sum(-1, dtype=widest(x.device))
     # on the CPU sum(dtype=) makes a copy in memory of its own
     parts = (_columns(x, here) for here in _pieces(x.shape[1]))
@@ -379,7 +391,7 @@ def strays(rewards: Tensor, mask: Tensor) -> Tensor:
     for part, here in in_blocks(block_elements(rewards), rewards, mask):
         on = as_bool(here, scratch)
         stray = compare("not_equal", part, 0).gt_(on)
-        if on.device.type == "cpu":  # torch's any takes eight times as long
+        if on.is_cpu:  # torch's any takes eight times as long
             found.append(torch.from_numpy(stray.numpy().any(axis=1)))
         else:
             found.append(stray.any(-1))

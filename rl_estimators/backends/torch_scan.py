@@ -100,7 +100,7 @@ def _exact(x: Tensor) -> bool:
     """
     if x.dtype == torch.float64:
         return True
-    if x.device.type != "cpu" or torch.is_autocast_enabled(x.device.type):
+    if not x.is_cpu or torch.is_autocast_enabled(x.device.type):
         return False
     try:
         return torch.get_float32_matmul_precision() == "highest"

@@ -47,7 +47,7 @@ def read(advantages: Tensor, mask: Tensor, clean: bool = False) -> Tokens:
         mask: ``(B, T)``, 1 on valid tokens and 0 elsewhere, in any dtype.
         clean: They are 0 where masked, as every estimator of ours leaves them.
     """
-    quick = advantages.device.type == "cpu" and advantages.dtype == torch.float32 and advantages.numel() > 0
+    quick = advantages.is_cpu and advantages.dtype == torch.float32 and advantages.numel() > 0
     if quick:
         found = _joined([_multiplied(on, x, clean) for on, x in parts(mask, advantages)])
         if _trustworthy(found):
@@ -75,7 +75,7 @@ def mean_difference(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     for on, one, other in parts(mask, first, second):
         weights = on.to(torch.float32)
         part = torch.linalg.vecdot(one - other, weights)
-        if mask.device.type != "cpu" or not part.isfinite().all():  # a selection takes twice as long
+        if not mask.is_cpu or not part.isfinite().all():  # a selection takes twice as long
             part = torch.where(on != 0, one - other, 0).sum(-1)
         total = total + part.to(dtype).sum()
         number = number + weights.sum(-1).to(dtype).sum()

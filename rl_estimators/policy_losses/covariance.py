@@ -54,7 +54,7 @@ def share_of(response_mask: Tensor, share: float) -> Tensor:
 
 def top(scores: Tensor, number: Tensor) -> Tensor:
     """``(N,)`` bool: the ``number`` highest of ``(N,)`` scores, and of equal ones the earlier; all if there are fewer."""
-    return (by_threshold if scores.device.type == "cpu" else by_rank)(scores, number)
+    return (by_threshold if scores.is_cpu else by_rank)(scores, number)
 
 
 def by_rank(scores: Tensor, number: Tensor) -> Tensor:
