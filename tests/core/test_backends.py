@@ -67,16 +67,17 @@ def test_gae_is_the_recursion(backend, holes, gamma, lam, dtype, fill):
 
 
 @each_backend
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
-def test_a_mask_is_packed_if_it_is_one(backend, dtype):
-    """More rows than one block has; one odd number anywhere, and the mask comes back for who complains about it."""
-    mask = torch.arange(90) < torch.randint(0, 91, (7000, 1), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("rows", [7, 7000])  # one block or several
+def test_a_mask_is_packed_if_it_is_one(backend, dtype, rows):
+    """One odd number anywhere, and the mask comes back for who complains about it."""
+    mask = torch.arange(90) < torch.randint(0, 91, (rows, 1), generator=torch.Generator().manual_seed(0))
     with backends.use_backend(backend):
         found = backends.packed(mask.to(dtype))
         assert found.dtype == torch.bool
         assert torch.equal(found, mask)
         assert torch.equal(backends.packed(mask.to(dtype).t()), mask.t())  # not contiguous
-        for odd in (2, 3, 127, -1):
+        for odd in (2, 3, 127, -1, torch.iinfo(dtype).max, torch.iinfo(dtype).max // 2 + 1):
             given = mask.to(dtype)
             given[-1, -1] = odd
             assert backends.packed(given) is given
@@ -334,16 +335,18 @@ def test_a_sum_that_overflows_is_excluded_and_counted(backend):
 
 @each_backend
 def test_a_baseline_that_is_not_finite_excludes_its_row(backend):
-    """And so does one that a sum is further from than fp32 reaches."""
-    x, mask = torch.tensor([[1.0, NAN, 2.0]] * 4 + [[3e38, NAN, 0.0]]), torch.tensor([[1, 0, 1]] * 5)
-    baselines = torch.tensor([NAN, INF, -INF, 1.0, -3e38])
-    with backends.use_backend(backend):
+    """And so does one that a sum is further from than fp32 reaches. A row without tokens is not counted as excluded."""
+    x, mask = torch.tensor([[1.0, NAN, 2.0]] * 4 + [[3e38, NAN, 0.0]] * 2), torch.tensor([[1, 0, 1]] * 6)
+    mask[5] = 0
+    baselines = torch.tensor([NAN, INF, -INF, 1.0, -3e38, NAN])
+    with backends.use_backend(backend), rl_estimators.collect_metrics() as metrics:
         found = backends.returns(x, mask, 0.5, baselines)
-    assert found.rows.number.tolist() == [0, 0, 0, 2, 0]
-    assert found.rows.written.all()
+    assert found.rows.number.tolist() == [0, 0, 0, 2, 0, 0]
+    assert found.rows.written.tolist() == [True] * 5 + [False]
+    assert metrics["excluded_responses"] == 4
     assert found.advantages[3].tolist() == [1.0, 0.0, 1.0]  # 1 + 2 / 2 and 2, less 1
     assert found.returns[3].tolist() == [2.0, 0.0, 2.0]
-    others = torch.tensor([0, 1, 2, 4])
+    others = torch.tensor([0, 1, 2, 4, 5])
     assert (found.advantages[others] == 0).all()
     assert (found.returns[others] == 0).all()
 
