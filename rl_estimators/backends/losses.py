@@ -109,4 +109,4 @@ class _Fused(torch.autograd.Function):
         scale = grad / by_all
         out = empty(slope.shape, slope.dtype, slope.device, 1)
         torch.mul(slope, scale if by_row is None else (scale / by_row)[:, None], out=out)
-        return (out if out.dtype == ctx.dtype else out.to(ctx.dtype), *(None,) * (3 + ctx.others))
+        return (out.to(ctx.dtype), *(None,) * (3 + ctx.others))

@@ -83,7 +83,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def as_work(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(B,)`` numbers in the working dtype, without a gradient."""
-    return x if x.dtype == dtype and not x.requires_grad else x.detach().to(dtype)
+    return x.detach().to(dtype)
 
 
 def double_sum(x: Tensor) -> Tensor:
@@ -103,8 +103,7 @@ def take(x: Tensor, some: slice) -> Tensor:
 
 def blocks(shape: tuple[int, ...], elements: int) -> Iterator[slice]:
     """Slices of rows with about ``elements`` numbers each."""
-    rows, length = shape
-    step = max(1, elements // max(length, 1))
+    rows, step = shape[0], _step(shape, elements)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -114,13 +113,17 @@ def in_blocks(elements: int, first: Tensor, *others: Any) -> Iterable[tuple[Any,
 
     torch makes all of a tensor's views in one call, in half the time that as many slices take; a single block needs none.
     """
-    rows, length = first.shape
-    step = max(1, elements // max(length, 1))
-    if step >= rows:
+    step = _step(first.shape, elements)
+    if step >= len(first):
         return [(first, *others)]
     return zip(
         *(x.split(step) if isinstance(x, Tensor) else repeat(x) for x in (first, *others)), strict=False
     )
+
+
+def _step(shape: tuple[int, ...], elements: int) -> int:
+    """Rows in a block."""
+    return max(1, elements // max(shape[1], 1))
 
 
 def inverse_std(variance: Number, eps: float, eps_in: str) -> Number:

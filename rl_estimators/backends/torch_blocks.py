@@ -101,5 +101,5 @@ def compare(
 
 
 def valid_number(bits: Tensor) -> Tensor:
-    """``(R,)`` how many tokens are valid, in the bits' dtype: a quarter of the time that the sum of a bool mask takes."""
-    return bits.sum(-1, dtype=bits.dtype).neg_()
+    """``(R,)`` how many tokens are valid: a quarter of the time that the sum of a bool mask takes."""
+    return bits.sum(-1, dtype=bits.dtype).neg_().long()

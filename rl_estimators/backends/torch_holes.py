@@ -80,7 +80,7 @@ def squeeze(x: Tensor, packed: Packed, scratch: Scratch, name: str) -> Tensor:
 def add_at_end(x: Tensor, bits: Tensor, amount: Tensor) -> None:
     """Add ``(R,)`` numbers to each row's last valid token: how what stands further right enters a squeezed piece."""
     number = valid_number(bits)
-    x.scatter_add_(1, (number.long() - 1).clamp_(min=0)[:, None], torch.where(number > 0, amount, 0)[:, None])
+    x.scatter_add_(1, (number - 1).clamp_(min=0)[:, None], torch.where(number > 0, amount, 0)[:, None])
 
 
 def first_of(bits: Tensor, here: Tensor, right: Tensor | None) -> Tensor:

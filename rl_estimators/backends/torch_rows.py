@@ -60,13 +60,6 @@ __all__ = [
 ]
 
 _PIECE = 1 << 17  # columns that are read at once
-_UNSIGNED = {
-    torch.int64: np.uint64,
-    torch.int32: np.uint32,
-    torch.int16: np.uint16,
-    torch.int8: np.uint8,
-    torch.uint8: np.uint8,
-}
 
 
 def _pieces(length: int) -> list[slice]:
@@ -209,10 +202,10 @@ def returns(
             first, bits = _scan_block(x, counted, rate, total, scratch)
         if minus is None:
             found.append(_rows(total, counted, on, first, scratch, bits))
-            continue
-        last.append(top)
-        torch.sub(total, minus[:, None], out=above)
-        keep(above, bits if above.shape == bits.shape else mask_bits(counted, dtype, scratch), above)
+        else:
+            last.append(top)
+            torch.sub(total, minus[:, None], out=above)
+            keep(above, bits if above.shape == bits.shape else mask_bits(counted, dtype, scratch), above)
     if ahead is None:
         return Scan(totals, totals, _join(found))
     return Scan(ahead, totals, _Glanced(mask, last[0] if len(last) == 1 else torch.cat(last)))
@@ -229,13 +222,10 @@ class _Glanced(Rows):
 
     def __getattr__(self, name: str) -> Tensor:
         if name == "written":
-            return self._valid().any(-1)
+            return self._mask.bool().any(-1)
         if name == "number":
-            return self._valid().sum(-1) * self._top.isfinite()
+            return self._mask.bool().sum(-1) * self._top.isfinite()
         raise AttributeError(name)
-
-    def _valid(self) -> Tensor:
-        return as_bool(self._mask, Scratch(self._mask.device))
 
     @property
     def excluded(self) -> Tensor:
@@ -300,10 +290,11 @@ def _first_valid(mask: Tensor) -> Tensor:
 
 def pack(mask: Tensor) -> Tensor | None:
     """An integer mask as a bool one; None if it holds anything but 0 and 1."""
-    if mask.numel() <= block_elements(mask) // 2:  # of up to 8 bytes each, and read twice
+    elements = block_elements(mask) // 2  # of up to 8 bytes each, and read twice
+    if mask.numel() <= elements:
         return mask.bool() if _is_binary(mask) else None
     out = empty(mask.shape, torch.bool, mask.device)
-    for here, ones in in_blocks(block_elements(mask) // 2, mask, out.view(torch.int8)):
+    for here, ones in in_blocks(elements, mask, out.view(torch.int8)):
         if not _is_binary(here):
             return None
         ones.copy_(here)  # 0 and 1, which need no comparison
@@ -312,7 +303,7 @@ def pack(mask: Tensor) -> Tensor | None:
 
 def _is_binary(mask: Tensor) -> bool:
     """Whether integers are all 0 or 1: without their sign, those below 0 are large."""
-    return bool(np.maximum.reduce(mask.numpy().view(_UNSIGNED[mask.dtype]), axis=None) <= 1)
+    return bool(np.maximum.reduce(mask.numpy().view(f"u{mask.itemsize}"), axis=None) <= 1)
 
 
 def pooled(rows: Rows, by_row: bool, ddof: float, eps: float, eps_in: str) -> tuple[Number, Number, Number]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl_estimators.backends.rows import blocks
+from rl_estimators.backends.rows import in_blocks
 from rl_estimators.compare.packed import BLOCK
 from rl_estimators.masked import as_mask
 
@@ -35,8 +35,7 @@ def per_response(advantages: Tensor, mask: Tensor) -> Tensor:
     valid = as_mask(mask)
     if not valid.numel():
         return torch.zeros(len(valid), dtype=torch.float64)
-    shape = (len(valid), valid.shape[-1])
-    return torch.cat([_means(advantages[rows], valid[rows]) for rows in blocks(shape, BLOCK)])
+    return torch.cat([_means(*part) for part in in_blocks(BLOCK, advantages, valid)])
 
 
 def _means(advantages: Tensor, valid: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ multiplied on, at the speed of memory. That is right as long as everything is fi
 spread. Where it is not, and on a device, where nobody may look, the batch is read with a selection and fp64 sums.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rl_estimators.backends.rows import blocks, widest
+from rl_estimators.backends.rows import in_blocks, widest
 from rl_estimators.backends.torch_blocks import block_elements
 
 __all__ = ["Tokens", "mean_difference", "parts", "read", "valid_tokens"]
@@ -55,10 +55,9 @@ def read(advantages: Tensor, mask: Tensor, clean: bool = False) -> Tokens:
     return _joined([_selected(on, x) for on, x in parts(mask, advantages)])
 
 
-def parts(mask: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def parts(mask: Tensor, *columns: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Blocks of rows of a ``(B, T)`` mask and columns; a batch without rows is one block."""
-    for some in blocks((max(len(mask), 1), mask.shape[1]), block_elements(mask)):
-        yield (mask[some], *(x[some].detach() for x in columns))
+    return in_blocks(block_elements(mask), mask, *(x.detach() for x in columns))
 
 
 def valid_tokens(mask: Tensor) -> Tensor:
